@@ -1,0 +1,81 @@
+"""Backends, hypothesis profiles and the choice between Numba's CUDA simulator and a real device."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+CI_EXAMPLES = {"cpu": 1000, "cuda": 300}
+LOCAL_EXAMPLES = {"cpu": 100, "cuda": 25}
+
+for name, counts in (("default", LOCAL_EXAMPLES), ("ci", CI_EXAMPLES)):
+    settings.register_profile(
+        name,
+        max_examples=counts["cpu"],
+        # Times vary with compilation and with the machine's other work; none is asserted.
+        deadline=None,
+        phases=PHASES,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+        derandomize=name == "ci",
+        database=None,
+    )
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def examples(backend: str) -> int:
+    """Return the number of hypothesis examples that a property takes on a backend."""
+    return (CI_EXAMPLES if os.environ.get("CI") else LOCAL_EXAMPLES)[backend]
+
+
+def gpu_answers() -> bool:
+    """Ask the driver, without Numba: the simulator must be chosen before Numba is imported."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda",
+        choices=("auto", "device", "simulator"),
+        default="auto",
+        help="where CUDA kernels run: a device, Numba's simulator, or (auto) a device if there is one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choice = config.getoption("--cuda")
+    if choice == "auto":
+        choice = "device" if gpu_answers() else "simulator"
+    if choice == "simulator":
+        if "numba" in sys.modules and os.environ.get("NUMBA_ENABLE_CUDASIM") != "1":
+            raise pytest.UsageError("numba was imported before the simulator could be chosen")
+        os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+    config.stash[CUDA] = choice
+
+
+CUDA = pytest.StashKey[str]()
+
+
+@pytest.fixture(scope="session")
+def cuda_runs_on(request: pytest.FixtureRequest) -> str:
+    """``device`` or ``simulator``."""
+    return request.config.stash[CUDA]
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each test that takes this runs once on each backend."""
+    return str(request.param)
