@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cuda",
         choices=("auto", "device", "simulator"),
         default="auto",
-        help="where CUDA kernels run: a device, Numba's simulator, or (auto) a device if there is one",
+        help="where CUDA kernels run: a device, Numba's simulator, or a device if there is one",
     )
 
 

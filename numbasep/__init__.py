@@ -1,0 +1,1 @@
+"""Convolution kernels that factor: fused separable, depthwise and pointwise convolution."""

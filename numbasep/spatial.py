@@ -1,0 +1,244 @@
+"""Separable convolution of images: ``separable_conv2d``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbasep import arrays
+from numbasep.boundary import NAMES as BOUNDARIES
+from numbasep.plan import checks
+from numbasep.plan import spatial as planner
+from numbasep.plan.spatial import Spatial, TapsInfo
+from numbasep.taps import Taps, resolve
+
+Array = NDArray[Any]
+
+
+def separable_conv2d(
+    x: Array,
+    kernel: Any,
+    *,
+    mode: str = "same",
+    boundary: str = "fill",
+    fillvalue: complex = 0,
+    stride: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    axes: tuple[int, int] = (-2, -1),
+    dtype: Any = None,
+    out: Array | None = None,
+    backend: str | None = None,
+    stream: Any = None,
+) -> Array:
+    """Convolve each image of an array with a 2-D kernel that is a sum of separable ones.
+
+    Equal to ``scipy.signal.convolve2d(image, K, mode, boundary, fillvalue)[::stride, ::stride]``
+    for every image of ``x``, where ``K`` is the dense kernel. Like it, this convolves (the kernel
+    is flipped); ``torch.nn.functional.conv2d`` correlates. The rows of the sum are computed in one
+    pass over the image, and the intermediate of the two 1-D passes never reaches memory.
+
+    Parameters
+    ----------
+    x : array of shape (..., H, W)
+        Images: any number of leading axes, or any two spatial axes, see ``axes``. Integers,
+        float16, bfloat16, float32, float64 or complex. Read in place where the spatial axes stand
+        as in planar, interleaved (H, W, C) or Fortran-ordered images; copied first otherwise.
+    kernel : SeparableKernel, pair of taps, or dense array of shape (kh, kw)
+        Factors from ``numbasep.factorise``; or a tuple ``(column_taps, row_taps)`` of shapes (kh,)
+        and (kw,), with ``K = outer(column_taps, row_taps)``, or (R, kh) and (R, kw) for a sum of R
+        such terms; or ``K`` itself, which is factorised to its own precision, or convolved
+        directly where that costs less.
+    mode : "full", "valid" or "same"
+        As in ``scipy.signal.convolve2d``: H + kh - 1, |H - kh| + 1, or H rows.
+    boundary : "fill", "wrap", "symm", "nearest" or "mirror"
+        What stands outside the image: the first three as in ``scipy.signal.convolve2d``, the
+        others as in ``scipy.ndimage``. A kernel may be longer than the image.
+    fillvalue : number, default 0
+        The value outside the image for ``boundary="fill"``, exact in both passes.
+    stride : int or (int, int), default 1
+        Step between outputs, in elements: every stride-th row and column of the result.
+    dilation : int or (int, int), default 1
+        Step between taps, in elements: the kernel with dilation - 1 zeros between its taps, and
+        its extent ``(k - 1) * dilation + 1`` in place of k in the shapes above.
+    axes : (int, int), default (-2, -1)
+        The vertical and the horizontal axis of ``x``; the others are batch axes. (0, 1) for one
+        image of shape (H, W, C).
+    dtype : dtype, optional
+        Of the result. By default that of a floating ``x``; for an integer ``x``, integer taps give
+        the exact sums as int32 (int64 for 32-bit integers and wider), other taps float32
+        (float64). A narrower dtype rounds once (integers: half to even, saturating, NaN to 0).
+    out : array, optional
+        Where the result goes; may overlap ``x``.
+    backend : "cpu" or "cuda", optional
+        By default where ``x`` is. "cuda" with a host array copies it to the device and back.
+    stream : optional
+        The CUDA stream to run on.
+
+    Returns
+    -------
+    array
+        Of ``x``'s kind, with the two spatial axes replaced by the mode's sizes divided by
+        ``stride``, rounded up.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+
+    Notes
+    -----
+    Against exact arithmetic each element of the result is within ``gamma(n) * s`` with
+    ``gamma(n) = n u / (1 - n u)``, ``n = kh + kw + R + 1``, ``u`` the unit roundoff of the
+    accumulator (float32 for float16, bfloat16, float32 and 8- and 16-bit integers; else float64)
+    and ``s`` the convolution of ``|x|`` with ``sum_r |column_r| |row_r|``, plus one rounding to
+    the result's dtype (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    """
+    call = prepare(
+        x,
+        kernel,
+        mode=mode,
+        boundary=boundary,
+        fillvalue=fillvalue,
+        stride=stride,
+        dilation=dilation,
+        axes=axes,
+        dtype=dtype,
+        out=out,
+        backend=backend,
+        stream=stream,
+    )
+    return run(call, x, out, stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A checked call: its taps, its plan, where it runs."""
+
+    taps: Taps
+    spatial: Spatial
+    backend: str
+
+
+def prepare(
+    x: object,
+    kernel: object,
+    *,
+    mode: object = "same",
+    boundary: object = "fill",
+    fillvalue: object = 0,
+    stride: object = 1,
+    dilation: object = 1,
+    axes: object = (-2, -1),
+    dtype: object = None,
+    out: object = None,
+    backend: object = None,
+    stream: object = None,
+) -> Call:
+    """Check every argument of ``separable_conv2d`` and plan the call."""
+    image = arrays.describe("x", x)
+    if len(image.shape) < 2:
+        raise ValueError(
+            f"x: an array of shape {image.shape} arrived; pass at least two dimensions, (..., H, W)"
+        )
+    where = checks.choice("backend", "cpu" if backend is None else backend, planner.BACKENDS)
+    if stream is not None and where == "cpu":
+        raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
+    taps = resolve(kernel)
+    if dtype is None and isinstance(out, np.ndarray):
+        dtype = out.dtype
+    spatial = planner.plan(
+        image,
+        TapsInfo(
+            taps.shape, taps.rank, taps.direct, taps.kind, taps.gain if taps.kind == "i" else 0
+        ),
+        checks.choice("mode", mode, planner.MODES),
+        checks.choice("boundary", boundary, BOUNDARIES),
+        checks.scalar("fillvalue", fillvalue),
+        checks.pair("stride", stride, 1),
+        checks.pair("dilation", dilation, 1),
+        checks.axes("axes", axes, len(image.shape)),
+        None if dtype is None else checks.dtype("dtype", dtype),
+    )
+    if out is not None:
+        arrays.check_out(out, spatial.shape, spatial.dtype)
+    return Call(taps, spatial, where)
+
+
+def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
+    """Compute a prepared call."""
+    spatial = call.spatial
+    problem = spatial.problem
+    taps = call.taps.prepared(problem.compute, spatial.layout.swapped)
+    if spatial.largest is not None:
+        _check_range(x, spatial.largest)
+    direct_out = out is not None and (
+        spatial.takes(arrays.describe("out", out)) and not np.may_share_memory(x, out)
+    )
+    result = (
+        out
+        if out is not None and direct_out
+        else arrays.empty(spatial.shape, spatial.dtype, spatial.order)
+    )
+    if problem.rank == 0 and not problem.direct:
+        result[...] = 0
+    elif result.size:
+        image = x.view(np.uint8) if x.dtype == np.bool_ else x
+        if spatial.layout.copied:
+            order = spatial.layout.order
+            image = np.ascontiguousarray(
+                image.transpose(order), dtype=image.dtype.newbyteorder("=")
+            ).transpose(np.argsort(order))
+        images, outs = arrays.loops(
+            arrays.as_images(image, spatial.layout, problem.storage),
+            arrays.as_images(result, spatial.layout, problem.output),
+        )
+        if images.shape[-4] != problem.planes:
+            problem = replace(problem, planes=images.shape[-4])
+        for index in np.ndindex(images.shape[:-4]):
+            _backend(call.backend, problem, images[index], outs[index], taps, stream)
+    if out is not None and result is not out:
+        np.copyto(out, result)
+        return out
+    return result
+
+
+def _backend(
+    backend: str,
+    problem: Any,
+    image: Array,
+    out: Array,
+    taps: tuple[Array, ...],
+    stream: Any,
+) -> None:
+    if backend == "cpu":
+        from numbasep.cpu.separable import run_direct, run_separable
+
+        if problem.direct:
+            run_direct(problem, image, out, *taps)
+        else:
+            run_separable(problem, image, out, *taps)
+        return
+    from numbasep.cuda import launch, separable
+
+    device_image = launch.to_device(np.ascontiguousarray(image), stream)
+    device_out = launch.empty(out.shape, out.dtype, stream)
+    if problem.direct:
+        separable.run_direct(problem, device_image, device_out, *taps, stream=stream)
+    else:
+        separable.run_separable(problem, device_image, device_out, *taps, stream=stream)
+    launch.to_host(device_out, out, stream)
+
+
+def _check_range(x: Array, largest: int) -> None:
+    """Refuse data whose integer sums could exceed 64 bits."""
+    if x.size == 0:
+        return
+    low, high = int(x.min()), int(x.max())
+    if max(-low, high) > largest:
+        raise ValueError(
+            f"x: values from {low} to {high} could exceed 64-bit integers under these taps; "
+            f"keep |x| within {largest}, or convert x to float64"
+        )
