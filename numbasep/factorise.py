@@ -467,7 +467,7 @@ class _Remainder:
 
     def __init__(self, kernels: _Scaled) -> None:
         self._kernels = kernels
-        self._parts = [
+        self._parts: list[list[Array]] = [
             [np.array(high), np.array(low), np.zeros(high.shape)]
             for high, low in zip(_split(kernels.high), _split(kernels.low), strict=True)
         ]
