@@ -108,6 +108,11 @@ class SeparableKernel:
             raise ValueError(
                 f"columns {pair[0].shape} and rows {pair[1].shape} hold no taps; give at least one"
             )
+        for name, taps in zip(("columns", "rows"), pair, strict=True):
+            if taps.dtype.kind == "u" and int(taps.max()) > np.iinfo(np.int64).max:
+                raise ValueError(
+                    f"{name} hold {taps.max()}, which exceeds int64; give them as floats"
+                )
         dtype = _factor_dtype(np.result_type(*(_common(taps) for taps in pair)))
         c, r = (_cast(taps, dtype) for taps in pair)
         with np.errstate(over="ignore", invalid="ignore"):

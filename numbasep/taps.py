@@ -98,59 +98,33 @@ class Taps:
         return self._prepared[key]
 
 
-def _taps_1d(name: str, value: object) -> Array:
-    try:
-        taps = np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name}: {value!r} is ragged; pass a 1-D array of numbers") from None
-    if taps.ndim not in (1, 2) or taps.size == 0:
-        raise ValueError(
-            f"{name}: got shape {taps.shape}; pass (k,) taps, or (R, k) for a sum of R terms"
-        )
-    return _numbers(name, np.atleast_2d(taps))
-
-
-def _numbers(name: str, taps: Array) -> Array:
-    """Return taps as int64, float64 or complex128, finite."""
-    kind = "f" if taps.dtype.name == "bfloat16" else taps.dtype.kind
-    if kind in "iu":
-        if taps.dtype.kind == "u" and taps.size and int(taps.max()) > np.iinfo(np.int64).max:
-            raise ValueError(f"{name}: {taps.max()} exceeds int64; scale the taps")
-        return taps.astype(np.int64)
-    if kind not in "fc" or taps.dtype.itemsize > (16 if kind == "c" else 8):
-        raise TypeError(
-            f"{name}: dtype {taps.dtype} is not supported; convert to int64, float64 or complex128"
-        )
-    if not np.isfinite(taps.astype(np.complex128)).all():
-        raise ValueError(f"{name}: a tap is NaN or infinite; remove it before filtering")
-    return taps.astype(np.complex128 if kind == "c" else np.float64)
-
-
-def _factored(columns: Array, rows: Array) -> Taps:
-    """Factors of one kind: exact integers only where both sides are."""
-    kind = np.result_type(columns, rows)
-    return Taps(columns.astype(kind), rows.astype(kind), None, 0.0)
-
-
 @lru_cache(maxsize=256)
 def _from_pair(columns: _Frozen, rows: _Frozen) -> Taps:
-    c, r = _taps_1d("kernel[0]", columns.array()), _taps_1d("kernel[1]", rows.array())
-    if len(c) != len(r):
-        raise ValueError(
-            f"kernel: {len(c)} column taps and {len(r)} row taps; a sum of R terms needs R of each"
-        )
-    return _factored(c, r)
+    try:
+        factors = SeparableKernel.from_taps(columns.array(), rows.array())
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"kernel: {error}") from None
+    return _from_separable(factors)
 
 
 @lru_cache(maxsize=64)
 def _from_dense(kernel: _Frozen) -> Taps:
     dense = kernel.array()
     factors = factorise(dense)
-    exact = _numbers("kernel", np.asarray(dense))
-    lost = exact.dtype.kind == "i" and factors.columns.dtype.kind != "i"
-    if lost or not factors.worth_separating:
-        return Taps(None, None, exact, 0.0)
-    return Taps(factors.columns, factors.rows, None, float(factors.error))
+    whole = dense.dtype.kind in "iu"
+    if not factors.worth_separating or (whole and factors.dtype.kind != "i"):
+        wide = np.int64 if whole else factors.dtype
+        return Taps(None, None, dense.astype(wide), 0.0)
+    return Taps(factors.columns, factors.rows, None, factors.error)
+
+
+@lru_cache(maxsize=64)
+def _from_separable(kernel: SeparableKernel) -> Taps:
+    if kernel.columns.ndim != 2:
+        raise ValueError(
+            f"kernel: a stack of kernels of shape {kernel.shape} arrived; pass one of them"
+        )
+    return Taps(kernel.columns, kernel.rows, None, kernel.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +136,17 @@ class _Frozen:
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, name: str, value: object) -> _Frozen:
+    def of(cls, value: Any) -> _Frozen:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError("kernel: a masked array arrived; fill it first with .filled(0)")
         try:
             array = np.asarray(value)
         except ValueError:
-            raise ValueError(f"{name}: {value!r} is ragged; {REMEDY}") from None
-        foreign = array.dtype.kind in "OSUVMm" and array.dtype.name != "bfloat16"
-        if foreign:
-            raise TypeError(f"{name}: got {value!r} of dtype {array.dtype}; {REMEDY}")
+            raise ValueError(f"kernel: a ragged {type(value).__name__} arrived; {REMEDY}") from None
+        if array.dtype.kind in "OSUVMm" and array.dtype.name != "bfloat16":
+            raise TypeError(
+                f"kernel: an array of dtype {array.dtype}, shape {array.shape} arrived; {REMEDY}"
+            )
         return cls(array.tobytes(), array.dtype, array.shape)
 
     def array(self) -> Array:
@@ -179,27 +156,18 @@ class _Frozen:
 def resolve(kernel: object) -> Taps:
     """Return the taps of anything that ``separable_conv2d`` takes as a kernel."""
     if isinstance(kernel, SeparableKernel):
-        if kernel.columns.ndim != 2:
-            raise ValueError(
-                f"kernel: a stack of kernels {kernel.columns.shape[:-2]} arrived; index one of them"
-            )
         return _from_separable(kernel)
     if isinstance(kernel, list) and len(kernel) == 2:
         raise TypeError(
-            f"kernel: {kernel!r} is a list of two, which could be two rows of a dense kernel or a "
-            "pair of taps; pass numpy.array(...) for the first, a tuple for the second"
+            "kernel: a list of two arrived, which could be two rows of a dense kernel or a pair of "
+            "taps; pass numpy.array(...) for the first, a tuple for the second"
         )
     if isinstance(kernel, tuple) and len(kernel) == 2:
-        return _from_pair(_Frozen.of("kernel[0]", kernel[0]), _Frozen.of("kernel[1]", kernel[1]))
+        return _from_pair(_Frozen.of(kernel[0]), _Frozen.of(kernel[1]))
     if kernel is None or isinstance(kernel, (str, bytes, dict, set)):
-        raise TypeError(f"kernel: got {kernel!r} of type {type(kernel).__name__}; {REMEDY}")
-    frozen = _Frozen.of("kernel", kernel)
+        shown = repr(kernel) if isinstance(kernel, str) else type(kernel).__name__
+        raise TypeError(f"kernel: got {shown}; {REMEDY}")
+    frozen = _Frozen.of(kernel)
     if len(frozen.shape) != 2:
         raise ValueError(f"kernel: got shape {frozen.shape}; {REMEDY}")
     return _from_dense(frozen)
-
-
-@lru_cache(maxsize=64)
-def _from_separable(kernel: SeparableKernel) -> Taps:
-    taps = _factored(np.asarray(kernel.columns), np.asarray(kernel.rows))
-    return Taps(taps.columns, taps.rows, None, float(kernel.error))

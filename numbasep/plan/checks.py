@@ -88,7 +88,7 @@ def dtype(argument: str, value: Any, options: Sequence[str] = DTYPES) -> str:
     if value is None:
         raise TypeError(f"{argument}: got None; pass a dtype such as 'float32'")
     try:
-        name = np.dtype(value).name
+        name = str(np.dtype(value).name)
     except TypeError:
         if isinstance(value, str):
             return choice(argument, value, options)
@@ -113,7 +113,7 @@ def scalar(argument: str, value: object) -> complex | float | int:
         )
     if isinstance(value, numbers.Integral):
         return int(value)
-    number = complex(value)  # type: ignore[arg-type]
+    number = complex(value)
     if isinstance(value, (complex, np.complexfloating)) and (
         number.imag != 0 or math.isnan(number.imag)
     ):
