@@ -113,14 +113,17 @@ class SeparableKernel:
                 raise ValueError(
                     f"{name} hold {taps.max()}, which exceeds int64; give them as floats"
                 )
-        dtype = _factor_dtype(np.result_type(*(_common(taps) for taps in pair)))
+        kinds = {taps.dtype.kind for taps in pair}
+        dtype = np.dtype(
+            np.complex128 if "c" in kinds else np.int64 if kinds <= set("iu") else np.float64
+        )
         c, r = (_cast(taps, dtype) for taps in pair)
         with np.errstate(over="ignore", invalid="ignore"):
             kernel = np.asarray(np.swapaxes(c, -1, -2) @ r)
             wide = _cast(kernel, _wide(dtype))
-            bound = np.sum(
-                np.abs(_cast(c, _wide(dtype))).sum(-1) * np.abs(_cast(r, _wide(dtype))).sum(-1), -1
-            )
+            # Of the taps as given: casting to int64 may wrap.
+            norms = [np.abs(_cast(taps, _wide(taps.dtype))).sum(-1) for taps in pair]
+            bound = np.sum(norms[0] * norms[1], -1)
         if not np.all(bound < (2.0**62 if dtype == np.int64 else np.inf)):
             raise ValueError(
                 f"the kernel of these taps overflows {dtype}; scale the taps down"
@@ -216,8 +219,9 @@ def factorise(
     1-norm, the row taps' sum decides, and where that is too, the first of the largest column taps
     is positive. (Complex: what decides is real and positive; the row taps are those of ``conj(V)``,
     so that no conjugate stands in the sum.) A kernel that equals its own mirror image up to sign,
-    or itself turned by 180 degrees, has taps that do so to the bit, and one that equals its
-    transpose has ``columns[r] == +-rows[r]``. The result is the same on each run.
+    or itself turned by 180 degrees, has taps that do so to the bit. One that equals its transpose
+    has ``columns[r] == +-rows[r]`` to the bit, unless the half turn negates it. The result is the
+    same on each run.
 
     Integer kernels get integer taps (int64) with ``K == columns.T @ rows`` exactly, where the rank
     allows (``rank`` or ``tol`` may ask for less) and such taps exist with
@@ -328,7 +332,7 @@ def _numbers(values: npt.ArrayLike, name: str) -> Array:
             f"{name} must hold integers, floats or complex numbers, got dtype {array.dtype}"
         )
     if array.ndim == 0:
-        raise ValueError(f"{name} must be an array of taps, got the single number {array[()]!r}")
+        raise ValueError(f"{name} must be an array of taps, got the single number {array.item()!r}")
     if array.dtype.kind not in "iu":
         bad = ~np.isfinite(array)
         if bad.any():
@@ -360,17 +364,6 @@ def _asked(rank: int | None, tol: float | None, most: int) -> tuple[int | None, 
         if not 0 <= tol < math.inf:
             raise ValueError(f"tol must be a finite number >= 0, got {tol!r}")
     return rank, tol
-
-
-def _common(array: Array) -> np.dtype[Any]:
-    # bfloat16 has no common dtype with others in NumPy; float32 holds all its values.
-    return np.dtype(np.float32) if array.dtype.name == "bfloat16" else array.dtype
-
-
-def _factor_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    if dtype.kind in "iu":
-        return np.dtype(np.int64)
-    return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
 
 
 def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -628,8 +621,25 @@ def _folded_svd(
         u, s, v = vectors, np.abs(values), vectors * np.where(values < 0, -1, 1)[..., None]
     else:
         u, s, v = np.linalg.svd(block, full_matrices=False)
-        u = u.swapaxes(1, 2)
+        u, v = _projected(block, u, s, v)
     return _unfold(u, down, kernels.shape[1]), s, _unfold(v, across, kernels.shape[2])
+
+
+def _projected(block: Array, u: Array, s: Array, v: Array) -> tuple[Array, Array]:
+    """Return both sides' taps ``(B, terms, length)``, one side projected anew from the kernel.
+
+    LAPACK's iteration stops up to 50 eps short (``dbdsqr``: TOLMUL). The product of one side's
+    vectors, where they are a whole basis, with the kernel is the other side to rounding.
+    """
+    u = u.swapaxes(1, 2)
+    count = s.shape[-1]
+    sure = s > count * _EPS * s[:, :1]
+    over = np.where(sure, s, 1)[..., None]
+    if block.shape[1] <= block.shape[2]:
+        norm = np.sum(np.abs(u) ** 2, axis=-1, keepdims=True)
+        return u, np.where(sure[..., None], np.conj(u) @ block / norm / over, v)
+    norm = np.sum(np.abs(v) ** 2, axis=-1, keepdims=True)
+    return np.where(sure[..., None], np.conj(v) @ block.swapaxes(1, 2) / norm / over, u), v
 
 
 def _fold(kernels: Array, parity: int) -> Array:
