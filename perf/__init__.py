@@ -1,0 +1,1 @@
+"""Measurements of numbasep next to its peers: ``python -m perf.run --help``."""
