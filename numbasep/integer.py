@@ -15,6 +15,8 @@ _Factors = tuple[_Rows, _Rows]
 
 # sum_r |columns[r]|_1 |rows[r]|_1 may be at most this multiple of sum|K|.
 _GROWTH = 4
+# A lattice basis of more rows takes a second and more, and seldom meets _GROWTH.
+_LARGEST_RANK = 24
 # Taps must be floats without rounding, too.
 _LARGEST_TAP = 2**53
 
@@ -25,7 +27,9 @@ def exact_factors(
     """Return integer columns ``(R, kh)`` and rows ``(R, kw)`` of an integer kernel, or None.
 
     R is the kernel's exact rank; ``rank`` is its rank in floating point, a lower bound. None where
-    no factors were found whose terms add up, in 1-norms, to at most 4 times the kernel's.
+    no factors were found whose terms add up, in 1-norms, to at most 4 times the kernel's; looked for
+    in the directions of the rows, in those of the columns, and, up to rank 24, in reduced bases of
+    the lattices that they span.
     """
     table: _Rows = [[int(k) for k in row] for row in kernel]
     turned: _Rows = [list(column) for column in zip(*table, strict=True)]
@@ -34,6 +38,8 @@ def exact_factors(
         return _checked(table, down)
     if len(across[1]) == rank:
         return _checked(table, (across[1], across[0]))
+    if rank > _LARGEST_RANK:
+        return None
     by_rows = _reduced(*_row_lattice(down))
     by_columns = _reduced(*_row_lattice(across))
     return _checked(table, min(by_rows, (by_columns[1], by_columns[0]), key=_growth))

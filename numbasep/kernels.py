@@ -64,7 +64,7 @@ def rotated_gaussian(sigma_u: float, sigma_v: float, angle: float, truncate: flo
     """
     sigma_u, sigma_v = _positive(sigma_u, "sigma_u"), _positive(sigma_v, "sigma_v")
     truncate, angle = _positive(truncate, "truncate"), _finite(angle, "angle")
-    c, s = math.cos(angle), math.sin(angle)
+    c, s = _direction(angle)
     y, x = _grid(
         int(truncate * math.hypot(sigma_u * s, sigma_v * c) + 0.5),
         int(truncate * math.hypot(sigma_u * c, sigma_v * s) + 0.5),
@@ -107,12 +107,12 @@ def box(n: int, normalise: bool = True) -> Floats | Integers:
 def binomial(n: int, normalise: bool = True) -> Floats | Integers:
     """Return the ``n`` x ``n`` binomial kernel of sum 1, or its integers without ``normalise``.
 
-    The taps are row ``n - 1`` of Pascal's triangle. n at most 31, so that the integers are exact in
+    The taps are row ``n - 1`` of Pascal's triangle. n at most 30, so that the integers are exact in
     int64 and in float64.
     """
     n = _whole(n, "n")
-    if n > 31:
-        raise ValueError(f"n must be at most 31, got {n}; use gaussian(sqrt(n - 1) / 2)")
+    if n > 30:
+        raise ValueError(f"n must be at most 30, got {n}; use gaussian(sqrt(n - 1) / 2)")
     taps = np.array([math.comb(n - 1, k) for k in range(n)], np.int64)
     kernel = np.outer(taps, taps)
     return kernel / 4.0 ** (n - 1) if normalise else kernel
@@ -136,13 +136,13 @@ def scharr_x() -> Integers:
     """Return Scharr's derivative along x.
 
     Equal to:
-        32 times ``skimage.filters.scharr(image, axis=1)`` is the convolution with it
+        16 times ``skimage.filters.scharr(image, axis=1)`` is the convolution with it
     """
     return np.outer([3, 10, 3], [1, 0, -1])
 
 
 def scharr_y() -> Integers:
-    """Return Scharr's derivative along y: 32 times ``skimage.filters.scharr(image, axis=0)``."""
+    """Return Scharr's derivative along y: 16 times ``skimage.filters.scharr(image, axis=0)``."""
     return scharr_x().T.copy()
 
 
@@ -198,7 +198,7 @@ def gabor(
     spread = math.sqrt(math.log(2) / 2) / math.pi * (octaves + 1) / (octaves - 1) / frequency
     sigma_x = spread if sigma_x is None else _positive(sigma_x, "sigma_x")
     sigma_y = spread if sigma_y is None else _positive(sigma_y, "sigma_y")
-    c, s = math.cos(theta), math.sin(theta)
+    c, s = _direction(theta)
     y, x = _grid(
         math.ceil(max(abs(n_stds * sigma_y * c), abs(n_stds * sigma_x * s), 1)),
         math.ceil(max(abs(n_stds * sigma_x * c), abs(n_stds * sigma_y * s), 1)),
@@ -225,7 +225,7 @@ def motion(length: float, angle: float = 0.0) -> Floats:
     """
     length, angle = _positive(length, "length"), _finite(angle, "angle")
     half = max(length - 1, 0) / 2
-    c, s = math.cos(angle), math.sin(angle)
+    c, s = _direction(angle)
     y, x = _grid(_reach(half * abs(s)), _reach(half * abs(c)))
     u, v = x * c + y * s, y * c - x * s
     kernel = np.maximum(0, 1 - np.hypot(np.maximum(np.abs(u) - half, 0), v))
@@ -300,6 +300,12 @@ def named(text: str) -> npt.NDArray[Any]:
 def _usage(name: str, parameters: list[inspect.Parameter]) -> str:
     items = [p.name if p.default is p.empty else f"[{p.name}]" for p in parameters]
     return f"write {name}:{','.join(items)}" if items else f"write {name}"
+
+
+def _direction(angle: float) -> tuple[float, float]:
+    """Return cos and sin, 0 where a multiple of a right angle misses it by pi's rounding."""
+    c, s = math.cos(angle), math.sin(angle)
+    return c if abs(c) > 1e-15 else 0.0, s if abs(s) > 1e-15 else 0.0
 
 
 def _grid(reach_y: int, reach_x: int) -> tuple[Floats, Floats]:
