@@ -8,40 +8,23 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 try:
     import nvtx as _nvtx
 except ImportError:
-    _domain: Any = None
-else:
-    _domain = _nvtx.get_domain("numbasep")
+    _nvtx = None
 
-_NOTHING: AbstractContextManager[None] = nullcontext()
-
-
-class _Range:
-    """Pushes and pops a range; holds no state of its own, so one object serves every thread."""
-
-    __slots__ = ("_attributes",)
-
-    def __init__(self, name: str) -> None:
-        self._attributes = _domain.get_event_attributes(message=name)
-
-    def __enter__(self) -> None:
-        _domain.push_range(self._attributes)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _domain.pop_range()
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
 @cache
-def range(name: str) -> AbstractContextManager[None]:
-    """Return a context manager that marks its block for a profiler as ``name``."""
-    return _NOTHING if _domain is None else _Range(name)
+def range(name: str) -> AbstractContextManager[Any]:
+    """Return a context manager that marks its block for a profiler as ``name``.
+
+    One object per name serves every call and thread: it holds no state between enter and exit.
+    """
+    if _nvtx is None:
+        return _NOTHING
+    marked: AbstractContextManager[Any] = _nvtx.annotate(name, domain="numbasep")
+    return marked
