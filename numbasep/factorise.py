@@ -1,29 +1,29 @@
 """Separable sums of 2-D kernels: ``K = sum_r outer(columns[r], rows[r])``, with the error measured.
 
 The factors come from a singular value decomposition that keeps the kernel's mirror symmetries to
-the bit (``_symmetric_svd``), or from a lattice basis where the kernel is integer (``integer.py``).
+the bit (``decompose.py``), or from a lattice basis where the kernel is integer (``integer.py``).
 The error is not the decomposition's estimate: it is measured on the factors as they are stored, in
-about twice the working precision (``_Remainder``).
+about twice the working precision (``remainder.py``).
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from numbasep.decompose import balanced_terms
 from numbasep.integer import exact_factors
+from numbasep.remainder import EPS, Remainder, Scaled, cast, wide_dtype
 
 __all__ = ["SeparableKernel", "factorise"]
 
 Array = npt.NDArray[Any]
 
-_EPS = float(np.finfo(np.float64).eps)
 # The precision of a kernel is that of its dtype, whatever the factors are computed in: eps, and the
 # spacing of subnormals, which is what small elements are rounded to.
 _PRECISION = {
@@ -32,8 +32,6 @@ _PRECISION = {
     "float32": (2.0**-23, -149),
     "complex64": (2.0**-23, -149),
 }
-# A sum of taps below this part of their 1-norm is taken for zero by the sign rule.
-_NO_SUM = 2.0**-20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,9 +74,10 @@ class SeparableKernel:
 
     @classmethod
     def from_taps(cls, columns: npt.ArrayLike, rows: npt.ArrayLike) -> SeparableKernel:
-        """Make a separable kernel of taps that are already there, kept bit for bit.
+        """Make a separable kernel of taps that are already there.
 
-        The kernel is by definition the sum of its terms, so its error is 0.
+        They are kept as they are, but for the cast to int64 (where both sides are integers),
+        float64 or complex128. The kernel is by definition the sum of its terms: its error is 0.
 
         Args:
             columns: ``(kh,)``, ``(R, kh)`` or ``(..., R, kh)``, real or complex numbers.
@@ -108,21 +107,20 @@ class SeparableKernel:
             raise ValueError(
                 f"columns {pair[0].shape} and rows {pair[1].shape} hold no taps; give at least one"
             )
-        for name, taps in zip(("columns", "rows"), pair, strict=True):
-            if taps.dtype.kind == "u" and int(taps.max()) > np.iinfo(np.int64).max:
-                raise ValueError(
-                    f"{name} hold {taps.max()}, which exceeds int64; give them as floats"
-                )
         kinds = {taps.dtype.kind for taps in pair}
         dtype = np.dtype(
             np.complex128 if "c" in kinds else np.int64 if kinds <= set("iu") else np.float64
         )
-        c, r = (_cast(taps, dtype) for taps in pair)
+        for name, taps in zip(("columns", "rows"), pair, strict=True):
+            if dtype == np.int64 and taps.size and int(taps.max()) > np.iinfo(np.int64).max:
+                raise ValueError(
+                    f"{name} hold {taps.max()}, which exceeds int64; give them as floats"
+                )
         with np.errstate(over="ignore", invalid="ignore"):
+            c, r = (cast(taps, dtype) for taps in pair)
             kernel = np.asarray(np.swapaxes(c, -1, -2) @ r)
-            wide = _cast(kernel, _wide(dtype))
-            # Of the taps as given: casting to int64 may wrap.
-            norms = [np.abs(_cast(taps, _wide(taps.dtype))).sum(-1) for taps in pair]
+            wide = cast(kernel, wide_dtype(dtype))
+            norms = [np.abs(cast(taps, wide_dtype(dtype))).sum(-1) for taps in (c, r)]
             bound = np.sum(norms[0] * norms[1], -1)
         if not np.all(bound < (2.0**62 if dtype == np.int64 else np.inf)):
             raise ValueError(
@@ -193,11 +191,11 @@ class SeparableKernel:
         if not (math.isfinite(lo) and math.isfinite(hi) and lo <= hi):
             raise ValueError(f"lo and hi must be finite with lo <= hi, got lo={lo!r}, hi={hi!r}")
         middle, half = abs(lo / 2 + hi / 2), hi / 2 - lo / 2
-        gain = np.abs(np.asarray(self.residual.sum((-2, -1)), _wide(self.dtype)))
+        gain = np.abs(np.asarray(self.residual.sum((-2, -1)), wide_dtype(self.dtype)))
         total = self.errors * self.magnitude
         # The residual's own sum is rounded, by at most this part of sum|E|; the rest by less.
-        gain = np.minimum(gain + math.prod(self.shape[-2:]) * _EPS * total, total)
-        return float(np.max(gain * middle + total * half) * (1 + 8 * _EPS))
+        gain = np.minimum(gain + math.prod(self.shape[-2:]) * EPS * total, total)
+        return float(np.max(gain * middle + total * half) * (1 + 8 * EPS))
 
     def __repr__(self) -> str:
         *batch, kh, kw = self.shape
@@ -267,14 +265,13 @@ def factorise(
     rank, tol = _asked(rank, tol, min(kh, kw))
 
     flat = array.reshape(-1, kh, kw)
-    scaled = _Scaled.of(flat)
-    columns, sigma, rows = _symmetric_svd(scaled.high)
-    columns, rows = _signed(columns * np.sqrt(sigma)[..., None], rows * np.sqrt(sigma)[..., None])
+    scaled = Scaled.of(flat)
+    columns, sigma, rows = balanced_terms(scaled.high)
     columns, rows = scaled.unscale_taps(columns), scaled.unscale_taps(rows)
 
-    eps, spacing = _PRECISION.get(array.dtype.name, (_EPS, -1074))
+    eps, spacing = _PRECISION.get(array.dtype.name, (EPS, -1074))
     if rank is not None:
-        eps, spacing = _EPS, -1074
+        eps, spacing = EPS, -1074
     noise = np.ldexp(1.0, np.maximum(spacing - 2 * scaled.half_exponent, -1074))
     ranks = np.sum(sigma > max(kh, kw) * np.maximum(eps * sigma[:, 0], noise)[:, None], axis=-1)
     if rank is not None:
@@ -287,7 +284,7 @@ def factorise(
 
     exact = np.zeros(len(flat), bool)
     if array.dtype.kind in "iu":
-        numerical = np.sum(sigma > max(kh, kw) * _EPS * sigma[:, :1], axis=-1)
+        numerical = np.sum(sigma > max(kh, kw) * EPS * sigma[:, :1], axis=-1)
         for b in range(len(flat)):
             factors = exact_factors(flat[b], int(numerical[b]))
             if factors is None or (rank is not None and len(factors[0]) > rank):
@@ -302,12 +299,12 @@ def factorise(
     used = np.arange(terms) < ranks[:, None]
     columns = np.where(used[..., None], columns[:, :terms], 0)
     rows = np.where(used[..., None], rows[:, :terms], 0)
-    remainder = _Remainder(scaled)
+    remainder = Remainder(scaled)
     for r in range(terms):
         remainder.subtract(columns[:, r], rows[:, r])
     residual = scaled.unscale(remainder.value())
     if exact.all():
-        columns, rows, residual = (_cast(a, np.dtype(np.int64)) for a in (columns, rows, residual))
+        columns, rows, residual = (cast(a, np.dtype(np.int64)) for a in (columns, rows, residual))
     shape = tuple(batch)
     return SeparableKernel(
         columns=columns.reshape(*shape, terms, kh),
@@ -366,157 +363,11 @@ def _asked(rank: int | None, tol: float | None, most: int) -> tuple[int | None, 
     return rank, tol
 
 
-def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return np.dtype(np.complex128 if dtype.kind == "c" else np.float64)
-
-
-def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    return np.asarray(array.astype(dtype))
-
-
-def _by_parts(function: Callable[[Array], Array], array: Array) -> Array:
-    """Apply a real function to a real array, or to both parts of a complex one."""
-    if array.dtype.kind != "c":
-        return np.asarray(function(array))
-    out = np.empty(array.shape, np.complex128)
-    out.real, out.imag = function(array.real), function(array.imag)
-    return out
-
-
-@dataclass(frozen=True)
-class _Scaled:
-    """Kernels ``(B, kh, kw)`` brought near 1 by a power of four each, and exact as ``high + low``.
-
-    Powers of four, so that half of the power goes to each side's taps without rounding. ``low`` is
-    what float64 cannot hold of 64-bit integers and of long doubles.
-    """
-
-    high: Array
-    low: Array
-    half_exponent: npt.NDArray[np.int64]
-    total: npt.NDArray[np.float64]
-
-    @classmethod
-    def of(cls, kernels: Array) -> _Scaled:
-        wide = _wide(kernels.dtype)
-        if kernels.dtype.kind in "iu":
-            # The last 11 bits apart: both parts of a 64-bit integer are floats.
-            last = kernels & kernels.dtype.type(31 if kernels.dtype.itemsize == 1 else 2047)
-            high, low = _two_sum((kernels - last).astype(np.float64), last.astype(np.float64))
-        elif kernels.dtype.itemsize > wide.itemsize:
-            with np.errstate(over="ignore"):
-                high = kernels.astype(wide)
-            low = (kernels - high).astype(wide)
-        else:
-            high = kernels.astype(wide)
-            low = np.zeros_like(high)
-        largest = np.maximum(np.abs(high.real), np.abs(high.imag)).max((-2, -1))
-        half = (np.frexp(largest)[1].astype(np.int64) + 1) // 2
-        shift = -2 * half[:, None, None]
-        high, low = (_by_parts(lambda part: np.ldexp(part, shift), a) for a in (high, low))
-        total = np.abs(high).sum((-2, -1))
-        scaled = cls(high, low, half, total)
-        with np.errstate(over="ignore"):
-            overflows = ~np.isfinite(scaled.unscale(total * 2))
-        if overflows.any():
-            raise ValueError(
-                f"the sum of |kernel| overflows float64 (largest element {largest.max():.3g}); "
-                f"scale the kernel down, for example by a power of two"
-            )
-        return scaled
-
-    def unscale(self, array: Array) -> Array:
-        half = self.half_exponent.reshape(-1, *(1,) * (array.ndim - 1))
-        return _by_parts(lambda part: np.ldexp(part, 2 * half), array)
-
-    def unscale_taps(self, array: Array) -> Array:
-        half = self.half_exponent.reshape(-1, *(1,) * (array.ndim - 1))
-        return _by_parts(lambda part: np.ldexp(part, half), array)
-
-    def scale_taps(self, array: Array) -> Array:
-        half = self.half_exponent.reshape(-1, *(1,) * (array.ndim - 1))
-        return _by_parts(lambda part: np.ldexp(part, -half), array)
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return ``s = fl(a + b)`` and ``a + b - s``, exactly (Knuth)."""
-    s = a + b
-    t = s - a
-    return s, (a - (s - t)) + (b - t)
-
-
-def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """Return ``p = fl(a * b)`` and ``a * b - p``, exactly but for underflow (Dekker)."""
-    p = a * b
-    split = 2.0**27 + 1
-    a_high = a * split - (a * split - a)
-    b_high = b * split - (b * split - b)
-    a_low, b_low = a - a_high, b - b_high
-    return p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
-class _Remainder:
-    """What is left of scaled kernels as terms are subtracted, in twice the working precision.
-
-    A running sum of error-free transformations (Ogita, Rump and Oishi 2005, Dot2), which also sums
-    what even those leave out (``slack``): ``|exact - (high + low)| <= slack``, zero where every
-    operation was exact.
-    """
-
-    def __init__(self, kernels: _Scaled) -> None:
-        self._kernels = kernels
-        self._parts: list[list[Array]] = [
-            [np.array(high), np.array(low), np.zeros(high.shape)]
-            for high, low in zip(_split(kernels.high), _split(kernels.low), strict=True)
-        ]
-
-    def subtract(self, columns: Array, rows: Array) -> None:
-        """Subtract ``outer(columns[b], rows[b])`` from each kernel; taps as they are stored."""
-        c = _split(self._kernels.scale_taps(columns)[:, :, None])
-        r = _split(self._kernels.scale_taps(rows)[:, None, :])
-        self._add(0, -c[0], r[0])
-        if len(c) == 2:
-            self._add(0, c[1], r[1])
-            self._add(1, -c[0], r[1])
-            self._add(1, -c[1], r[0])
-
-    def _add(self, part: int, a: Array, b: Array) -> None:
-        high, low, slack = self._parts[part]
-        p, p_error = _two_product(a, b)
-        high, sum_error = _two_sum(high, p)
-        error, lost = _two_sum(sum_error, p_error)
-        low, lost_too = _two_sum(low, error)
-        self._parts[part] = [high, low, slack + np.abs(lost) + np.abs(lost_too)]
-
-    def value(self) -> Array:
-        """Return the remainders, each rounded once."""
-        parts = [high + low for high, low, _ in self._parts]
-        if len(parts) == 1:
-            return parts[0]
-        out = np.empty(parts[0].shape, np.complex128)
-        out.real, out.imag = parts
-        return out
-
-    def ratio(self) -> npt.NDArray[np.float64]:
-        """Return ``sum|remainder| / sum|K|`` of each kernel, rounded up; 0 for ``K = 0``."""
-        left = np.abs(self.value()) + sum(slack for _, _, slack in self._parts)
-        top = left.sum((-2, -1))
-        size = left.shape[-2] * left.shape[-1]
-        # Each of the two sums is off by less than size * eps / 2, the rest by a few eps.
-        up = 1 + (size + 16) * _EPS
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(np.where(top == 0, 0.0, up * top / self._kernels.total))
-
-
-def _split(array: Array) -> list[Array]:
-    return [array.real, array.imag] if array.dtype.kind == "c" else [array]
-
-
 def _smallest_ranks(
-    scaled: _Scaled, columns: Array, rows: Array, tol: float
+    scaled: Scaled, columns: Array, rows: Array, tol: float
 ) -> npt.NDArray[np.int64]:
     """Return the first number of terms that keeps ``tol``, or -1 where none does."""
-    remainder = _Remainder(scaled)
+    remainder = Remainder(scaled)
     # Without terms the remainder is the kernel: a ratio of exactly 1, or 0 for a kernel of zeros.
     ranks = np.where((scaled.total == 0) | (tol >= 1), 0, -1)
     for r in range(columns.shape[1]):
@@ -527,7 +378,7 @@ def _smallest_ranks(
     return np.asarray(ranks, np.int64)
 
 
-def _unit_taps(scaled: _Scaled, b: int, tol: float) -> tuple[Array, Array]:
+def _unit_taps(scaled: Scaled, b: int, tol: float) -> tuple[Array, Array]:
     if scaled.low[b].any():
         raise ValueError(
             f"tol={tol!r} cannot be kept: the kernel has elements that float64 taps cannot hold; "
@@ -538,127 +389,3 @@ def _unit_taps(scaled: _Scaled, b: int, tol: float) -> tuple[Array, Array]:
     if kh <= kw:
         return np.eye(kh), kernel
     return kernel.T, np.eye(kw)
-
-
-def _signed(columns: Array, rows: Array) -> tuple[Array, Array]:
-    """Give each term the sign (complex: the phase) that :func:`factorise` states."""
-    pivot = np.zeros(columns.shape[:-1], columns.dtype)
-    largest = np.argmax(np.abs(columns), axis=-1)[..., None]
-    candidates = [np.take_along_axis(columns, largest, -1)[..., 0]]
-    for taps, conjugate in ((rows, True), (columns, False)):
-        total = taps.sum(-1)
-        clear = np.abs(total) > _NO_SUM * np.abs(taps).sum(-1)
-        total = np.conj(total) if conjugate else total
-        candidates.append(np.where(clear, total, 0))
-    for candidate in candidates:
-        pivot = np.where(candidate != 0, candidate, pivot)
-    if columns.dtype.kind == "c":
-        size = np.abs(pivot)
-        phase = np.where(size > 0, np.conj(pivot) / np.where(size > 0, size, 1), 1)[..., None]
-        return columns * phase, np.asarray(rows * np.conj(phase))
-    sign = np.where(pivot < 0, -1.0, 1.0)[..., None]
-    # Adding 0 turns the -0.0 that a negated zero tap would be into 0.0.
-    return columns * sign + 0.0, rows * sign + 0.0
-
-
-def _symmetric_svd(kernels: Array) -> tuple[Array, Array, Array]:
-    """Decompose ``(B, kh, kw)`` so that symmetries of a kernel are those of its taps, to the bit.
-
-    A kernel that is even or odd along an axis is folded there, one that is so under a half turn is
-    folded into its even and odd blocks, and a real one that is its own transpose has its
-    eigenvectors taken. Returns columns ``(B, n, kh)``, sigma ``(B, n)`` descending, and rows
-    ``(B, n, kw)``, of unit norm or zero.
-    """
-    count, kh, kw = kernels.shape
-    n = min(kh, kw)
-    columns = np.zeros((count, n, kh), kernels.dtype)
-    sigma = np.zeros((count, n))
-    rows = np.zeros((count, n, kw), kernels.dtype)
-    kinds = np.stack(
-        [
-            _parity(kernels, kernels[:, ::-1]),
-            _parity(kernels, kernels[:, :, ::-1]),
-            _parity(kernels, kernels[:, ::-1, ::-1]),
-            (_parity(kernels, kernels.swapaxes(1, 2)) == 1) & (kernels.dtype.kind == "f")
-            if kh == kw
-            else np.zeros(count, int),
-        ],
-        axis=-1,
-    )
-    for kind in np.unique(kinds, axis=0):
-        where = np.flatnonzero((kinds == kind).all(-1))
-        down, across, turned, transposed = (int(k) for k in kind)
-        blocks = [(down, across)]
-        if turned and not (down or across):
-            blocks = [(1, turned), (-1, -turned)]
-        found = [_folded_svd(kernels[where], d, a, bool(transposed)) for d, a in blocks]
-        c, s, r = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
-        order = np.argsort(-s, axis=-1, kind="stable")
-        terms = s.shape[1]
-        columns[where, :terms] = np.take_along_axis(c, order[..., None], 1)
-        sigma[where, :terms] = np.take_along_axis(s, order, 1)
-        rows[where, :terms] = np.take_along_axis(r, order[..., None], 1)
-    return columns, sigma, rows
-
-
-def _parity(kernels: Array, turned: Array) -> Array:
-    """Return 1 for kernels that equal their turned image, -1 for its negative, else 0."""
-    even = (kernels == turned).all((-2, -1))
-    odd = (kernels == -turned).all((-2, -1))
-    return np.where(even, 1, np.where(odd, -1, 0))
-
-
-def _folded_svd(
-    kernels: Array, down: int, across: int, transposed: bool
-) -> tuple[Array, Array, Array]:
-    block = _fold(kernels, down)
-    block = _fold(block.swapaxes(1, 2), across).swapaxes(1, 2)
-    if transposed and down == across:
-        values, vectors = np.linalg.eigh(block)
-        order = np.argsort(-np.abs(values), axis=-1, kind="stable")
-        values = np.take_along_axis(values, order, -1)
-        vectors = np.take_along_axis(vectors.swapaxes(1, 2), order[..., None], 1)
-        u, s, v = vectors, np.abs(values), vectors * np.where(values < 0, -1, 1)[..., None]
-    else:
-        u, s, v = np.linalg.svd(block, full_matrices=False)
-        u, v = _projected(block, u, s, v)
-    return _unfold(u, down, kernels.shape[1]), s, _unfold(v, across, kernels.shape[2])
-
-
-def _projected(block: Array, u: Array, s: Array, v: Array) -> tuple[Array, Array]:
-    """Return both sides' taps ``(B, terms, length)``, one side projected anew from the kernel.
-
-    LAPACK's iteration stops up to 50 eps short (``dbdsqr``: TOLMUL). The product of one side's
-    vectors, where they are a whole basis, with the kernel is the other side to rounding.
-    """
-    u = u.swapaxes(1, 2)
-    count = s.shape[-1]
-    sure = s > count * _EPS * s[:, :1]
-    over = np.where(sure, s, 1)[..., None]
-    if block.shape[1] <= block.shape[2]:
-        norm = np.sum(np.abs(u) ** 2, axis=-1, keepdims=True)
-        return u, np.where(sure[..., None], np.conj(u) @ block / norm / over, v)
-    norm = np.sum(np.abs(v) ** 2, axis=-1, keepdims=True)
-    return np.where(sure[..., None], np.conj(v) @ block.swapaxes(1, 2) / norm / over, u), v
-
-
-def _fold(kernels: Array, parity: int) -> Array:
-    """Return ``Q.T @ kernel``, Q an orthonormal basis of the even (1) or odd (-1) columns."""
-    if parity == 0:
-        return kernels
-    half = kernels.shape[1] // 2
-    first, last = kernels[:, :half], kernels[:, ::-1][:, :half]
-    folded = (first + parity * last) * math.sqrt(0.5)
-    if parity < 0:
-        return np.asarray(folded)
-    return np.concatenate([folded, kernels[:, half : kernels.shape[1] - half]], axis=1)
-
-
-def _unfold(taps: Array, parity: int, length: int) -> Array:
-    """Return ``Q @ taps`` of folded taps ``(B, terms, folded length)``."""
-    if parity == 0:
-        return taps
-    half = length // 2
-    first = taps[..., :half] * math.sqrt(0.5)
-    middle = taps[..., half:] if parity > 0 else np.zeros((*taps.shape[:-1], length - 2 * half))
-    return np.concatenate([first, middle, parity * first[..., ::-1]], axis=-1)

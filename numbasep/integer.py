@@ -27,9 +27,9 @@ def exact_factors(
     """Return integer columns ``(R, kh)`` and rows ``(R, kw)`` of an integer kernel, or None.
 
     R is the kernel's exact rank; ``rank`` is its rank in floating point, a lower bound. None where
-    no factors were found whose terms add up, in 1-norms, to at most 4 times the kernel's; looked for
-    in the directions of the rows, in those of the columns, and, up to rank 24, in reduced bases of
-    the lattices that they span.
+    no factors were found whose terms add up, in 1-norms, to at most 4 times the kernel's. They
+    are looked for in the directions of the rows, in those of the columns, and, up to rank 24, in
+    reduced bases of the lattices that they span.
     """
     table: _Rows = [[int(k) for k in row] for row in kernel]
     turned: _Rows = [list(column) for column in zip(*table, strict=True)]

@@ -648,6 +648,8 @@ def test_taps_of_every_form() -> None:
     nothing = SeparableKernel.from_taps(np.ones((0, 3)), np.ones((0, 5)))
     assert nothing.rank == 0
     assert nothing.shape == (3, 5)
+    assert SeparableKernel.from_taps(np.ones((0, 3), np.uint8), np.ones((0, 5), int)).rank == 0
+    assert SeparableKernel.from_taps(np.array([2**63], np.uint64), [0.5]).dense() == 2.0**62
 
 
 # Refusals.
@@ -696,6 +698,7 @@ def test_refusals(
         (np.ones((0, 1, 3)), np.ones((0, 1, 3)), ValueError, "hold no taps"),
         ([1.0, math.nan], [1.0], ValueError, r"columns must be finite, got nan at \(1,\)"),
         ([1.0], [True], TypeError, "rows has dtype bool"),
+        ([np.longdouble("1e400")], [1.0], ValueError, "overflows float64; scale the taps down"),
         ([1e200], [1e200], ValueError, "overflows float64; scale the taps down"),
         ([2**40], [2**40], ValueError, "overflows int64; .* give them as floats"),
         (np.array([2**63], np.uint64), [1], ValueError, "which exceeds int64; give them as floats"),
