@@ -1,7 +1,12 @@
-"""Arrays in and out: what arrives is described, never copied; what leaves is of the same kind."""
+"""Arrays in and out: NumPy's view of what arrives, without a copy, and the result as its kind.
+
+torch, JAX and other libraries are never imported here: an array of theirs brings its own.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,67 +14,142 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.plan import checks
-from numbasep.plan.layout import Layout, contiguous, merge
 from numbasep.plan.spatial import Buffer
 
 Array = NDArray[Any]
 
+CPU = 1  # DLPack's device type
+
 
 @dataclass(frozen=True, slots=True)
-class DeviceView:
-    """Elements on a CUDA device: an array without its owner, as the kernels take it.
+class Kind:
+    """A library's arrays in host memory.
 
-    owner: kept so that the memory outlives the view.
+    adopt: the elements of an array as a NumPy view; raises what that library raises.
+    wrap: a NumPy array as one of the library's, sharing memory where the library can.
     """
 
-    pointer: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype[Any]
-    owner: Any
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        return {
-            "shape": self.shape,
-            "strides": self.strides,
-            "typestr": self.dtype.str,
-            "data": (self.pointer, False),
-            "version": 3,
-        }
+    name: str
+    adopt: Callable[[Any], Array]
+    wrap: Callable[[Array], Any]
 
 
-def on_device(value: object) -> bool:
-    """Return whether an array says that its elements are on a CUDA device."""
-    return not isinstance(value, np.ndarray) and hasattr(value, "__cuda_array_interface__")
+def same(array: Array) -> Array:
+    return array
 
 
-def describe(argument: str, value: object) -> Buffer:
-    """Return what a plan needs to know of an array; refuse what is not one."""
+NUMPY = Kind("numpy", same, same)
+
+
+def _adopt_torch(tensor: Any) -> Array:
+    if tensor.requires_grad:
+        raise TypeError("the tensor requires a gradient, which would be lost; pass .detach()")
+    if str(tensor.layout) != "torch.strided":
+        raise TypeError(f"the tensor's layout is {tensor.layout}; pass .to_dense()")
+    tensor = tensor.resolve_conj().resolve_neg()
+    if str(tensor.dtype) != "torch.bfloat16":
+        array: Array = tensor.numpy()
+        return array
+    import ml_dtypes
+
+    bits: Array = tensor.view(sys.modules["torch"].int16).numpy()
+    return bits.view(ml_dtypes.bfloat16)
+
+
+def _wrap_torch(array: Array) -> Any:
+    torch = sys.modules["torch"]
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _adopt_jax(array: Any) -> Array:
+    if not hasattr(array, "addressable_data"):
+        raise TypeError("a traced array has no elements yet; call it outside jax.jit")
+    return np.asarray(array)
+
+
+def _wrap_jax(array: Array) -> Any:
+    jax = sys.modules["jax"]
+    return jax.numpy.asarray(array)
+
+
+TORCH = Kind("torch", _adopt_torch, _wrap_torch)
+JAX = Kind("jax", _adopt_jax, _wrap_jax)
+
+
+def _other(value: Any) -> Kind:
+    """A library that exchanges arrays by DLPack, as the array API standard has it."""
+    namespace = getattr(value, "__array_namespace__", None)
+    return Kind(
+        type(value).__module__.split(".")[0],
+        np.from_dlpack,
+        same if namespace is None else namespace().from_dlpack,
+    )
+
+
+def kind_of(argument: str, value: Any) -> Kind:
+    """Return whose array a value is; refuse what is no array in host memory."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{argument}: a masked array arrived and its mask would be lost; pass .filled(value)"
         )
-    if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{argument}: expected an array, got {type(value).__name__}; pass numpy.asarray(...) "
-            "of it, or an array on a CUDA device"
-        )
-    return Buffer(
-        value.shape,
-        value.strides,
-        "uint8" if value.dtype == np.bool_ else checks.dtype(argument, value.dtype),
-        bool(value.flags.aligned and value.dtype.isnative),
+    if isinstance(value, np.ndarray):
+        return NUMPY
+    library = type(value).__module__.split(".")[0]
+    if hasattr(value, "__dlpack_device__") or library in ("jax", "jaxlib"):
+        device, _ = value.__dlpack_device__() if library not in ("jax", "jaxlib") else (CPU, 0)
+        if device != CPU:
+            raise TypeError(
+                f"{argument}: an array of {library} on another device arrived (DLPack type "
+                f"{int(device)}); move it to the host"
+            )
+        return {"torch": TORCH, "jax": JAX, "jaxlib": JAX}.get(library) or _other(value)
+    raise TypeError(
+        f"{argument}: expected an array, got {type(value).__name__}; pass numpy.asarray(...) of it"
     )
 
 
-def check_out(out: object, shape: tuple[int, ...], dtype: str) -> Array:
-    """Return ``out`` if a result of this shape and dtype can be written into it."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(
-            f"out: expected a numpy.ndarray like x, got {type(out).__name__}; "
-            f"pass numpy.empty({shape}, {dtype!r}) or leave it out"
-        )
+def adopt(argument: str, value: Any) -> tuple[Array, Kind]:
+    """Return a NumPy view of an array, and its kind."""
+    kind = kind_of(argument, value)
+    try:
+        return kind.adopt(value), kind
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise TypeError(f"{argument}: {kind.name}: {error}") from None
+
+
+def describe(argument: str, array: Array | Buffer) -> Buffer:
+    """Return what a plan needs to know of an array."""
+    if isinstance(array, Buffer):
+        return array
+    return Buffer(
+        array.shape,
+        array.strides,
+        "uint8" if array.dtype == np.bool_ else checks.dtype(argument, array.dtype),
+        bool(array.flags.aligned and array.dtype.isnative),
+    )
+
+
+def check_kinds(x: Kind, out: Kind) -> None:
+    """Refuse a result of another library than the image's."""
+    if x.name != out.name:
+        raise TypeError(f"out: an array of {out.name} arrived and x is one of {x.name}; pass that")
+
+
+def check_wrap(kind: Kind, dtype: str) -> None:
+    """Refuse a result that a library would narrow without a word."""
+    if kind is JAX and dtype in ("int64", "uint64", "float64", "complex128"):
+        jax = sys.modules["jax"]
+        if not jax.config.jax_enable_x64:
+            raise TypeError(
+                f"x: the result is {dtype}, which JAX narrows; pass dtype= a 32-bit dtype, or set "
+                "jax_enable_x64"
+            )
+
+
+def check_out(out: Array, shape: tuple[int, ...], dtype: str) -> None:
+    """Refuse an ``out`` into which a result of this shape and dtype cannot be written."""
     if out.shape != shape:
         raise ValueError(f"out: shape {out.shape} arrived and the result has {shape}; pass that")
     if out.dtype.name != dtype:
@@ -82,36 +162,3 @@ def check_out(out: object, shape: tuple[int, ...], dtype: str) -> Array:
         raise ValueError(
             "out: elements of the array share memory (a broadcast view); pass a full one"
         )
-    return out
-
-
-def empty(shape: tuple[int, ...], dtype: str, order: tuple[int, ...]) -> Array:
-    """Return a fresh array whose axes stand in ``order`` in memory, outermost first."""
-    if order == tuple(range(len(shape))):
-        return np.empty(shape, dtype)
-    memory = np.empty([shape[axis] for axis in order], dtype)
-    return memory.transpose(np.argsort(order))
-
-
-def as_images(array: Array, layout: Layout, storage: str) -> Array:
-    """Return a view of shape ``(*batch, rows, columns, channels)`` with elements of ``storage``."""
-    ordered = array.transpose(layout.order)
-    lead = len(layout.batch) + 2
-    view = ordered.reshape(*ordered.shape[:lead], -1 if array.size else 1, copy=False)
-    return view if view.dtype.name == storage else view.view(storage)
-
-
-def loops(image: Array, out: Array) -> tuple[Array, Array]:
-    """Return both with their batch axes joined: ``(*loops, planes, rows, columns, channels)``."""
-    if image.ndim == 4:
-        return image, out
-    extents = merge(image.shape[:-3], image.strides[:-3], out.strides[:-3]) or (1,)
-    return (
-        image.reshape(*extents, *image.shape[-3:], copy=False),
-        out.reshape(*extents, *out.shape[-3:], copy=False),
-    )
-
-
-def device_contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Return the strides of a C-ordered array."""
-    return contiguous(shape, itemsize, tuple(range(len(shape))))

@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays
+from numbasep import arrays, views
 from numbasep.boundary import NAMES as BOUNDARIES
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
-from numbasep.plan.spatial import Spatial, TapsInfo
+from numbasep.plan.spatial import Buffer, Spatial, TapsInfo
 from numbasep.taps import Taps, resolve
 
 Array = NDArray[Any]
 
 
 def separable_conv2d(
-    x: Array,
+    x: Any,
     kernel: Any,
     *,
     mode: str = "same",
@@ -29,10 +29,10 @@ def separable_conv2d(
     dilation: int | tuple[int, int] = 1,
     axes: tuple[int, int] = (-2, -1),
     dtype: Any = None,
-    out: Array | None = None,
+    out: Any = None,
     backend: str | None = None,
     stream: Any = None,
-) -> Array:
+) -> Any:
     """Convolve each image of an array with a 2-D kernel that is a sum of separable ones.
 
     Equal to ``scipy.signal.convolve2d(image, K, mode, boundary, fillvalue)[::stride, ::stride]``
@@ -44,8 +44,10 @@ def separable_conv2d(
     ----------
     x : array of shape (..., H, W)
         Images: any number of leading axes, or any two spatial axes, see ``axes``. Integers,
-        float16, bfloat16, float32, float64 or complex. Read in place where the spatial axes stand
-        as in planar, interleaved (H, W, C) or Fortran-ordered images; copied first otherwise.
+        float16, bfloat16, float32, float64 or complex. NumPy, PyTorch (CPU), JAX (CPU) or any
+        other array that speaks DLPack, never copied to become NumPy's. Read in place where the
+        spatial axes stand as in planar, interleaved (H, W, C) or Fortran-ordered images; copied
+        first otherwise.
     kernel : SeparableKernel, pair of taps, or dense array of shape (kh, kw)
         Factors from ``numbasep.factorise``; or a tuple ``(column_taps, row_taps)`` of shapes (kh,)
         and (kw,), with ``K = outer(column_taps, row_taps)``, or (R, kh) and (R, kw) for a sum of R
@@ -96,8 +98,13 @@ def separable_conv2d(
     and ``s`` the convolution of ``|x|`` with ``sum_r |column_r| |row_r|``, plus one rounding to
     the result's dtype (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
+    image, kind = arrays.adopt("x", x)
+    place = None
+    if out is not None:
+        place, place_kind = arrays.adopt("out", out)
+        arrays.check_kinds(kind, place_kind)
     call = prepare(
-        x,
+        image,
         kernel,
         mode=mode,
         boundary=boundary,
@@ -106,11 +113,13 @@ def separable_conv2d(
         dilation=dilation,
         axes=axes,
         dtype=dtype,
-        out=out,
+        out=place,
         backend=backend,
         stream=stream,
     )
-    return run(call, x, out, stream)
+    arrays.check_wrap(kind, call.spatial.dtype)
+    result = run(call, image, place, stream)
+    return kind.wrap(result) if out is None else out
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +132,7 @@ class Call:
 
 
 def prepare(
-    x: object,
+    x: Array | Buffer,
     kernel: object,
     *,
     mode: object = "same",
@@ -133,7 +142,7 @@ def prepare(
     dilation: object = 1,
     axes: object = (-2, -1),
     dtype: object = None,
-    out: object = None,
+    out: Array | None = None,
     backend: object = None,
     stream: object = None,
 ) -> Call:
@@ -147,7 +156,7 @@ def prepare(
     if stream is not None and where == "cpu":
         raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
     taps = resolve(kernel)
-    if dtype is None and isinstance(out, np.ndarray):
+    if dtype is None and out is not None:
         dtype = out.dtype
     spatial = planner.plan(
         image,
@@ -180,20 +189,17 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
     result = (
         out
         if out is not None and direct_out
-        else arrays.empty(spatial.shape, spatial.dtype, spatial.order)
+        else views.empty(spatial.shape, spatial.dtype, spatial.order)
     )
     if problem.rank == 0 and not problem.direct:
         result[...] = 0
     elif result.size:
         image = x.view(np.uint8) if x.dtype == np.bool_ else x
         if spatial.layout.copied:
-            order = spatial.layout.order
-            image = np.ascontiguousarray(
-                image.transpose(order), dtype=image.dtype.newbyteorder("=")
-            ).transpose(np.argsort(order))
-        images, outs = arrays.loops(
-            arrays.as_images(image, spatial.layout, problem.storage),
-            arrays.as_images(result, spatial.layout, problem.output),
+            image = views.contiguous(image, spatial.layout.order)
+        images, outs = views.loops(
+            views.as_images(image, spatial.layout, problem.storage),
+            views.as_images(result, spatial.layout, problem.output),
         )
         if images.shape[-4] != problem.planes:
             problem = replace(problem, planes=images.shape[-4])

@@ -7,8 +7,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-from numbasep.factorise import SeparableKernel, factorise
 from numpy.typing import NDArray
+
+from numbasep.factorise import SeparableKernel, factorise
 
 Array = NDArray[Any]
 

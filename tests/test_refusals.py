@@ -137,7 +137,7 @@ CALLS: dict[str, tuple[Any, Any, dict[str, Any], type[Exception], tuple[str, ...
     "backend number": (IMAGE, TAPS, {"backend": 0}, TypeError, ("backend:", "0")),
     "stream on the CPU": (IMAGE, TAPS, {"stream": 1}, ValueError, ("stream:", "CPU")),
     # out
-    "out list": (IMAGE, TAPS, {"out": [1.0]}, TypeError, ("out:", "list", "numpy.empty")),
+    "out list": (IMAGE, TAPS, {"out": [1.0]}, TypeError, ("out:", "list", "numpy.asarray")),
     "out shape": (
         IMAGE, TAPS, {"out": np.empty((6, 5), "f4")}, ValueError, ("out:", "(6, 5)", "(5, 6)"),
     ),
