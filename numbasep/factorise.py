@@ -9,7 +9,6 @@ about twice the working precision (``remainder.py``).
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from numbasep.decompose import balanced_terms
 from numbasep.integer import exact_factors
+from numbasep.plan import checks
 from numbasep.remainder import EPS, Remainder, Scaled, cast, wide_dtype
 
 __all__ = ["SeparableKernel", "factorise"]
@@ -345,12 +345,7 @@ def _asked(rank: int | None, tol: float | None, most: int) -> tuple[int | None, 
     if rank is not None and tol is not None:
         raise ValueError(f"give rank or tol, not both: got rank={rank!r} and tol={tol!r}")
     if rank is not None:
-        if isinstance(rank, bool | np.bool_):
-            raise TypeError(f"rank must be an integer, got {rank!r}")
-        try:
-            rank = operator.index(rank)
-        except TypeError:
-            raise TypeError(f"rank must be an integer, got {rank!r}") from None
+        rank = checks.integer("rank", rank)
         if not 0 <= rank <= most:
             raise ValueError(f"rank must be in [0, min(kh, kw)] = [0, {most}], got {rank}")
     if tol is not None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from numbasep.plan import checks
 
 __all__ = [
     "binomial",
@@ -99,7 +100,7 @@ def box(n: int, normalise: bool = True) -> Floats | Integers:
     Equal to:
         ``scipy.ndimage.uniform_filter(impulse, n)`` for odd n
     """
-    n = _whole(n, "n")
+    n = checks.integer("n", n, 1)
     ones = np.ones((n, n), np.int64)
     return ones / (n * n) if normalise else ones
 
@@ -110,7 +111,7 @@ def binomial(n: int, normalise: bool = True) -> Floats | Integers:
     The taps are row ``n - 1`` of Pascal's triangle. n at most 30, so that the integers are exact in
     int64 and in float64.
     """
-    n = _whole(n, "n")
+    n = checks.integer("n", n, 1)
     if n > 30:
         raise ValueError(f"n must be at most 30, got {n}; use gaussian(sqrt(n - 1) / 2)")
     taps = np.array([math.comb(n - 1, k) for k in range(n)], np.int64)
@@ -327,14 +328,4 @@ def _positive(value: float, name: str) -> float:
     number = _finite(value, name)
     if number <= 0:
         raise ValueError(f"{name} must be positive, got {value!r}")
-    return number
-
-
-def _whole(value: int, name: str) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
     return number
