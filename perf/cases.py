@@ -248,6 +248,16 @@ def cases(group: str, machine: str) -> list[Case]:
     return list(_cpu_channelwise(group) if machine == "cpu" else _gpu_channelwise(group))
 
 
+def small(case: Case) -> Case:
+    """Return the case shrunk to a few thousand elements: for a rehearsal of the run."""
+    if isinstance(case, Separable):
+        lead = tuple(min(n, 2) for n in case.shape[:-2])
+        return replace(case, shape=(*lead, 72, 100))
+    n, c, height, width = case.shape
+    size = (min(n, 2), min(c, 8), min(height, 40), min(width, 44))
+    return replace(case, shape=size, out_channels=min(case.out_channels, 8))
+
+
 def select(found: list[Case], patterns: list[str]) -> list[Case]:
     """Return the cases whose name matches one of the shell patterns (all where there are none)."""
     if not patterns:

@@ -81,6 +81,11 @@ def separable_data(case: Separable) -> tuple[Array, Array, Array]:
         x = rng.standard_normal(case.shape)
     else:
         x = rng.standard_normal(case.shape, dtype=np.float32).astype(case.dtype)
+    return (x, *separable_taps(case))
+
+
+def separable_taps(case: Separable) -> tuple[Array, Array]:
+    """Return columns (R, k) and rows (R, k) of a case, float64 for a float64 case, else float32."""
     taps = np.stack([gaussian_taps(case.taps)] * case.rank)
     columns, rows = taps.copy(), taps
     for r in range(1, case.rank):
@@ -88,8 +93,8 @@ def separable_data(case: Separable) -> tuple[Array, Array, Array]:
         wave = np.cos(np.pi * r * (np.arange(case.taps) - (case.taps - 1) / 2) / case.taps)
         columns[r] *= wave.astype(np.float32)
     if case.dtype == "float64":
-        columns, rows = columns.astype(np.float64), rows.astype(np.float64)
-    return x, columns, rows
+        return columns.astype(np.float64), rows.astype(np.float64)
+    return columns, rows
 
 
 def check(case: Case, contender: Contender, expected: tuple[Array, Array]) -> Verdict:
