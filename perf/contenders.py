@@ -122,7 +122,7 @@ def separable(case: Separable) -> tuple[tuple[Array, Array], list[Contender | Re
 
 
 def _numbasep(
-    case: Separable, x: Array, columns: Array, rows: Array, wide: str
+    case: Separable, x: Array, columns: Array, rows: Array, wide: str, backend: str = "cpu"
 ) -> Iterator[Contender | Refused]:
     numbasep = optional("numbasep")
     if not hasattr(numbasep, "separable_conv2d"):
@@ -132,7 +132,7 @@ def _numbasep(
     kernel = (columns[0], rows[0]) if case.rank == 1 else (columns, rows)
     yield Contender(
         "numbasep",
-        lambda: numbasep.separable_conv2d(x, kernel, boundary="mirror", out=out, backend="cpu"),
+        lambda: numbasep.separable_conv2d(x, kernel, boundary="mirror", out=out, backend=backend),
         out=out,
         precision=wide,
     )
@@ -235,18 +235,27 @@ def _copy(
 
 def channelwise(case: Channelwise) -> tuple[tuple[Array, Array], list[Contender | Refused]]:
     """Return the float64 reference and scale (NCHW) of a layer, and its contenders."""
-    rng = np.random.default_rng(20240517)
-    c = case.shape[1]
-    x = rng.standard_normal(case.shape, dtype=np.float32)
-    taps = mix = None
-    if case.op != "pointwise":
-        taps = rng.standard_normal((c, *case.kernel), dtype=np.float32)
-    if case.op != "depthwise":
-        mix = rng.standard_normal((case.out_channels, c), dtype=np.float32)
+    x, taps, mix = layer_data(case)
     found: list[Contender | Refused] = []
     for make in (_numbasep_layer, _torch_layer, _onnxruntime_layer, _matmul_layer):
         found.extend(make(case, x, taps, mix))
     return reference.channelwise(case, x, taps, mix), found
+
+
+def layer_data(case: Channelwise) -> tuple[Array, Array | None, Array | None]:
+    """Return x (N, C, H, W), depthwise taps (C, kh, kw) and pointwise weights (C out, C)."""
+    rng = np.random.default_rng(20240517)
+
+    def normal(*shape: int) -> Array:
+        values: Array = rng.standard_normal(shape, dtype=np.float32).astype(case.dtype)
+        return values
+
+    c = case.shape[1]
+    return (
+        normal(*case.shape),
+        None if case.op == "pointwise" else normal(c, *case.kernel),
+        None if case.op == "depthwise" else normal(case.out_channels, c),
+    )
 
 
 FUNCTIONS = {
@@ -262,7 +271,7 @@ def _nchw(y: Array) -> Array:
 
 
 def _numbasep_layer(
-    case: Channelwise, x: Array, taps: Array | None, mix: Array | None
+    case: Channelwise, x: Array, taps: Array | None, mix: Array | None, backend: str = "cpu"
 ) -> Iterator[Contender | Refused]:
     numbasep = optional("numbasep")
     if not hasattr(numbasep, FUNCTIONS[case.op]):
@@ -271,8 +280,8 @@ def _numbasep_layer(
     planar = case.layout == "NCHW"
     image = x if planar else np.ascontiguousarray(x.transpose(0, 2, 3, 1))
     n, channels, height, width = case.out_shape
-    out = np.empty(case.out_shape if planar else (n, height, width, channels), np.float32)
-    settings: dict[str, Any] = {"layout": case.layout, "out": out, "backend": "cpu"}
+    out = np.empty(case.out_shape if planar else (n, height, width, channels), x.dtype)
+    settings: dict[str, Any] = {"layout": case.layout, "out": out, "backend": backend}
     step = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
     weight = None if taps is None else taps[:, None]
     matrix = None if mix is None else mix[:, :, None, None]
@@ -284,7 +293,10 @@ def _numbasep_layer(
             return numbasep.depthwise_conv2d(image, weight, **step, **settings)
         return numbasep.depthwise_separable_conv2d(image, weight, matrix, **step, **settings)
 
-    yield Contender("numbasep", call, read=np.asarray if planar else _nchw, out=out)
+    # A fused kernel may keep the depthwise tile in the image's own dtype.
+    narrow = case.dtype if case.dtype == "float16" and case.op == "fused" else None
+    read = np.asarray if planar else _nchw
+    yield Contender("numbasep", call, read=read, out=out, intermediate=narrow)
 
 
 def _torch_layer(
@@ -395,6 +407,20 @@ def _matmul_layer(
     yield Contender(
         "matmul", lambda: (np.matmul(pixels, matrix, out=target), out)[1], read=_nchw, out=out
     )
+
+
+def numbasep_alone(
+    case: Case, backend: str
+) -> tuple[tuple[Array, Array], list[Contender | Refused]]:
+    """Return the reference pair and numbasep as the only contender, on a named backend."""
+    if isinstance(case, Separable):
+        x, columns, rows = separable_data(case)
+        pair = reference.separable(x, columns, rows)
+        wide = "float64" if case.dtype == "float64" else "float32"
+        return pair, list(_numbasep(case, x, columns, rows, wide, backend))
+    x, taps, mix = layer_data(case)
+    pair = reference.channelwise(case, x, taps, mix)
+    return pair, list(_numbasep_layer(case, x, taps, mix, backend))
 
 
 def of(case: Case) -> tuple[tuple[Array, Array], list[Contender | Refused]]:

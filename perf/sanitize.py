@@ -1,0 +1,83 @@
+"""A short selection of small cases for compute-sanitizer: every kind of CUDA kernel, checked.
+
+    compute-sanitizer --tool memcheck --error-exitcode 3 python -m perf.sanitize
+
+Shapes are ragged and small: the tool slows a kernel by one to two orders of magnitude. Host arrays
+go in and come out, so that no other library's kernels run. Without a GPU the host backend runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+from collections.abc import Iterator
+
+from perf import contenders
+from perf.cases import Case, Channelwise, Separable
+from perf.contenders import Refused
+
+
+def selection() -> Iterator[Case]:
+    """Yield the cases."""
+    for dtype in ("float32", "float16", "uint8", "float64"):
+        for taps in (3, 15, 31):
+            yield Separable((3, 131, 157), dtype, taps)
+    yield Separable((67, 259), "float32", 9, 4)
+    yield Separable((40, 40), "float32", 63)
+    for layout in ("NCHW", "NHWC"):
+        for dtype in ("float32", "float16"):
+            for op, k, stride, out in (
+                ("depthwise", 3, 1, 10),
+                ("depthwise", 5, 2, 10),
+                ("depthwise", 13, 1, 10),
+                ("pointwise", 1, 1, 37),
+                ("fused", 3, 1, 37),
+                ("fused", 5, 2, 24),
+            ):
+                yield Channelwise(
+                    f"k{k}s{stride}", op, (2, 10, 29, 35), (k, k), stride, k // 2, 1, out, dtype,
+                    layout,
+                )  # fmt: skip
+
+
+def gpu_answers() -> bool:
+    """Ask the driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+        and count.value > 0
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point: 0 if every case agrees with its reference."""
+    p = argparse.ArgumentParser(prog="python -m perf.sanitize", description=__doc__)
+    p.add_argument("--backend", choices=("cpu", "cuda"), default="cuda" if gpu_answers() else "cpu")
+    options = p.parse_args(arguments)
+    failed = 0
+    for case in selection():
+        expected, found = contenders.numbasep_alone(case, options.backend)
+        for contender in found:
+            if isinstance(contender, Refused):
+                print(case.name, "absent:", contender.reason, flush=True)
+                continue
+            try:
+                verdict = contenders.check(case, contender, expected)
+            except (NotImplementedError, TypeError, ValueError) as error:
+                print(case.name, "refused:", error, flush=True)
+                failed += 1
+                continue
+            failed += not verdict.passed
+            print(case.name, verdict.reason or f"ok, {verdict.worst:.2f} of the bound", flush=True)
+    print(f"{failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
