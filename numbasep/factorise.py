@@ -173,6 +173,18 @@ class SeparableKernel:
         """Whether the sum takes fewer multiply-adds than the dense kernel."""
         return self.speedup > 1
 
+    @property
+    def growth(self) -> float:
+        """``sum_r sum|columns[r]| sum|rows[r]|`` over ``sum|K|``; in a stack, the largest.
+
+        How much larger the terms are than the kernel, and so how much larger the rounding of the
+        convolution's arithmetic may be than the dense kernel's: at least about 1.
+        """
+        left, right = (np.abs(taps).sum(-1, np.float64) for taps in (self.columns, self.rows))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.sum(left * right, axis=-1) / self.magnitude
+        return float(np.where(self.magnitude > 0, ratio, 1.0).max())
+
     def dense(self) -> Array:
         """Return the sum of the terms, ``(..., kh, kw)``: the kernel that is applied."""
         return np.asarray(np.swapaxes(self.columns, -1, -2) @ self.rows)
@@ -234,8 +246,8 @@ def factorise(
             Young 1936); terms at rounding level are left out.
         tol: the smallest number of those terms that keeps ``sum|residual| <= tol * sum|K|``, and
             with it ``|y - y_exact| <= tol * sum|K| * max|x|`` on the output. The rounding of the
-            taps counts: where that alone breaks a tiny ``tol``, the terms are the rows or columns
-            of the kernel with unit taps, which is exact.
+            taps counts: where that alone breaks a tiny ``tol``, the terms are the different rows or
+            columns of the kernel with taps of 1 and 0, which is exact.
             With neither, the terms with ``sigma > max(kh, kw) * eps * sigma[0]``, eps being that of
             the kernel's own dtype, as ``numpy.linalg.matrix_rank`` counts (and of a kernel of
             subnormal numbers, ``sigma > max(kh, kw)`` times their spacing).
@@ -278,9 +290,6 @@ def factorise(
         ranks = np.minimum(ranks, rank)
     elif tol is not None:
         ranks = _smallest_ranks(scaled, columns, rows, tol)
-        for b in map(int, np.flatnonzero(ranks < 0)):
-            columns[b], rows[b] = _unit_taps(scaled, b, tol)
-        ranks[ranks < 0] = min(kh, kw)
 
     exact = np.zeros(len(flat), bool)
     if array.dtype.kind in "iu":
@@ -289,11 +298,20 @@ def factorise(
             factors = exact_factors(flat[b], int(numerical[b]))
             if factors is None or (rank is not None and len(factors[0]) > rank):
                 continue
-            if tol is not None and len(factors[0]) > ranks[b]:
+            if tol is not None and 0 <= ranks[b] < len(factors[0]):
                 continue
             found = len(factors[0])
             ranks[b], exact[b] = found, True
             columns[b, :found], rows[b, :found] = factors
+    for b in map(int, np.flatnonzero(ranks < 0)):
+        if scaled.low[b].any():
+            raise ValueError(
+                f"tol={tol!r} cannot be kept: the kernel has elements that float64 taps cannot "
+                f"hold; give a larger tol, or neither tol nor rank"
+            )
+        units = _unit_taps(cast(flat[b], columns.dtype))
+        ranks[b] = len(units[0])
+        columns[b, : ranks[b]], rows[b, : ranks[b]] = units
 
     terms = int(ranks.max())
     used = np.arange(terms) < ranks[:, None]
@@ -373,14 +391,12 @@ def _smallest_ranks(
     return np.asarray(ranks, np.int64)
 
 
-def _unit_taps(scaled: Scaled, b: int, tol: float) -> tuple[Array, Array]:
-    if scaled.low[b].any():
-        raise ValueError(
-            f"tol={tol!r} cannot be kept: the kernel has elements that float64 taps cannot hold; "
-            f"give a larger tol, or neither tol nor rank"
-        )
-    kernel = scaled.unscale(scaled.high)[b]
-    kh, kw = kernel.shape
-    if kh <= kw:
-        return np.eye(kh), kernel
-    return kernel.T, np.eye(kw)
+def _unit_taps(kernel: Array) -> tuple[Array, Array]:
+    """Return exact terms: the different rows of the kernel and where they stand, or its columns."""
+    sides = []
+    for table in (kernel, kernel.T):
+        rows, inverse = np.unique(table, axis=0, return_inverse=True)
+        used = np.flatnonzero(rows.any(axis=1))
+        sides.append(((inverse == used[:, None]).astype(kernel.dtype), rows[used]))
+    down, across = sides
+    return down if len(down[0]) <= len(across[0]) else (across[1], across[0])

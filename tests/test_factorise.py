@@ -131,6 +131,24 @@ def test_error_is_that_of_the_taps_as_stored(kernel: Array) -> None:
     assert np.array_equal(f.errors, f.error)
 
 
+@given(complex_kernels(), st.data())
+def test_complex_error_is_that_of_the_taps_as_stored(kernel: Array, data: st.DataObject) -> None:
+    f = factorise(kernel, rank=data.draw(st.integers(0, min(kernel.shape))))
+    left = total = 0.0
+    for i, j in np.ndindex(kernel.shape):
+        parts = [Fraction(kernel[i, j].real.item()), Fraction(kernel[i, j].imag.item())]
+        total += math.hypot(*map(float, parts))
+        for c, r in zip(f.columns[:, i], f.rows[:, j], strict=True):
+            cr, ci, rr, ri = (Fraction(x.item()) for x in (c.real, c.imag, r.real, r.imag))
+            parts[0] -= cr * rr - ci * ri
+            parts[1] -= cr * ri + ci * rr
+        left += math.hypot(*map(float, parts))
+    # Both sums and their moduli are rounded, here and there.
+    near = 3 * (kernel.size + 16) * EPS
+    assert left <= f.error * total * (1 + near)
+    assert f.error * total <= left * (1 + near) + total * 2.0**-90
+
+
 @given(float_kernels())
 def test_terms_and_residual_make_the_kernel(kernel: Array) -> None:
     f = factorise(kernel)
@@ -209,9 +227,21 @@ def test_tol_zero_is_kept_by_unit_taps() -> None:
     f = factorise(kernel, tol=0)
     assert f.error == 0
     assert (f.dense() == kernel).all()
-    assert (f.columns == np.eye(5)).all()
+    assert sorted(f.columns.tolist()) == sorted(np.eye(5).tolist())
     g = factorise(kernel.T, tol=0)
     assert (g.dense() == kernel.T).all()
+    turned = factorise(kernel * 1j, tol=0)
+    assert turned.error == 0
+    assert (turned.dense() == kernel * 1j).all()
+    stack = factorise(np.stack([kernel, np.ones((5, kernel.shape[1]))]), tol=0)
+    assert stack.error == 0
+    assert stack.ranks.tolist() == [5, 1]
+    # A large element does not hide a small one, an integer too long for a float may have taps.
+    graded = factorise([[1e300, 1e-300], [1e-300, 1e-300]], tol=0)
+    assert graded.dense().tolist() == [[1e300, 1e-300], [1e-300, 1e-300]]
+    long = factorise(np.outer([2**30 + 1, 1], [2**30 + 1, 1]), tol=0)
+    assert long.dtype == np.int64
+    assert long.error == 0
     with pytest.raises(ValueError, match="elements that float64 taps cannot hold"):
         factorise(np.array([[2**64 - 1, 2**64 - 3], [2**64 - 5, 7]], np.uint64), tol=0)
 
@@ -582,6 +612,11 @@ def test_attributes() -> None:
     assert f.singular_values.shape == (31,)
     assert repr(f).startswith("SeparableKernel(31x31, rank 11, error ")
     assert repr(f).endswith("speedup 1.41x, float64)")
+    assert factorise(kernels.gaussian(2)).growth == pytest.approx(1, abs=100 * EPS)
+    assert factorise(np.zeros((2, 2))).growth == 1
+    cancelling = SeparableKernel.from_taps([[3, 1], [2, 0]], [[1, 1], [-1, -1]])
+    assert cancelling.dense().tolist() == [[1, 1], [1, 1]]
+    assert cancelling.growth == (4 * 2 + 2 * 2) / 4
     stack = factorise(np.ones((2, 5, 3, 3)))
     assert "2x5 of 3x3" in repr(stack)
     assert "error exact" in repr(factorise(kernels.sobel_x()))
