@@ -111,14 +111,14 @@ def check(case: Case, contender: Contender, expected: tuple[Array, Array]) -> Ve
 # Separable ---------------------------------------------------------------------------------------
 
 
-def separable(case: Separable) -> tuple[tuple[Array, Array], list[Contender | Refused]]:
-    """Return the float64 reference and scale of a case, and its contenders, numbasep first."""
+def separable(case: Separable) -> list[Contender | Refused]:
+    """Return the contenders of a case, numbasep first."""
     x, columns, rows = separable_data(case)
     wide = "float64" if case.dtype == "float64" else "float32"
     found: list[Contender | Refused] = []
     for make in (_numbasep, _opencv, _scipy, _torch, _copy):
         found.extend(make(case, x, columns, rows, wide))
-    return reference.separable(x, columns, rows), found
+    return found
 
 
 def _numbasep(
@@ -233,13 +233,13 @@ def _copy(
 # Depthwise, pointwise and both -------------------------------------------------------------------
 
 
-def channelwise(case: Channelwise) -> tuple[tuple[Array, Array], list[Contender | Refused]]:
-    """Return the float64 reference and scale (NCHW) of a layer, and its contenders."""
+def channelwise(case: Channelwise) -> list[Contender | Refused]:
+    """Return the contenders of a layer, numbasep first."""
     x, taps, mix = layer_data(case)
     found: list[Contender | Refused] = []
     for make in (_numbasep_layer, _torch_layer, _onnxruntime_layer, _matmul_layer):
         found.extend(make(case, x, taps, mix))
-    return reference.channelwise(case, x, taps, mix), found
+    return found
 
 
 def layer_data(case: Channelwise) -> tuple[Array, Array | None, Array | None]:
@@ -409,20 +409,21 @@ def _matmul_layer(
     )
 
 
-def numbasep_alone(
-    case: Case, backend: str
-) -> tuple[tuple[Array, Array], list[Contender | Refused]]:
-    """Return the reference pair and numbasep as the only contender, on a named backend."""
+def expected(case: Case) -> tuple[Array, Array]:
+    """Return the float64 reference and scale of any host case."""
     if isinstance(case, Separable):
-        x, columns, rows = separable_data(case)
-        pair = reference.separable(x, columns, rows)
+        return reference.separable(*separable_data(case))
+    return reference.channelwise(case, *layer_data(case))
+
+
+def numbasep_alone(case: Case, backend: str) -> Contender | Refused:
+    """Return numbasep as the only contender of a case, on a named backend, from host arrays."""
+    if isinstance(case, Separable):
         wide = "float64" if case.dtype == "float64" else "float32"
-        return pair, list(_numbasep(case, x, columns, rows, wide, backend))
-    x, taps, mix = layer_data(case)
-    pair = reference.channelwise(case, x, taps, mix)
-    return pair, list(_numbasep_layer(case, x, taps, mix, backend))
+        return next(_numbasep(case, *separable_data(case), wide, backend))
+    return next(_numbasep_layer(case, *layer_data(case), backend))
 
 
-def of(case: Case) -> tuple[tuple[Array, Array], list[Contender | Refused]]:
-    """Return the reference pair and the contenders of any host case."""
+def of(case: Case) -> list[Contender | Refused]:
+    """Return the contenders of any host case, numbasep first."""
     return separable(case) if isinstance(case, Separable) else channelwise(case)

@@ -48,7 +48,7 @@ def rates(case: Case, seconds: float, ceilings: Row) -> Row:
 
 def measure_host(case: Case, timer: Interleaved, only: list[str]) -> Iterator[Row]:
     """Check and time every contender of a host case; yield rows without the common columns."""
-    expected, found = contenders.of(case)
+    expected, found = contenders.expected(case), contenders.of(case)
     timed: list[Contender] = []
     verdicts: dict[str, Row] = {}
     for contender in found:

@@ -62,19 +62,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = p.parse_args(arguments)
     failed = 0
     for case in selection():
-        expected, found = contenders.numbasep_alone(case, options.backend)
-        for contender in found:
-            if isinstance(contender, Refused):
-                print(case.name, "absent:", contender.reason, flush=True)
-                continue
-            try:
-                verdict = contenders.check(case, contender, expected)
-            except (NotImplementedError, TypeError, ValueError) as error:
-                print(case.name, "refused:", error, flush=True)
-                failed += 1
-                continue
-            failed += not verdict.passed
-            print(case.name, verdict.reason or f"ok, {verdict.worst:.2f} of the bound", flush=True)
+        contender = contenders.numbasep_alone(case, options.backend)
+        if isinstance(contender, Refused):
+            print(case.name, "absent:", contender.reason, flush=True)
+            continue
+        try:
+            verdict = contenders.check(case, contender, contenders.expected(case))
+        except (NotImplementedError, TypeError, ValueError) as error:
+            print(case.name, "refused:", error, flush=True)
+            failed += 1
+            continue
+        failed += not verdict.passed
+        print(case.name, verdict.reason or f"ok, {verdict.worst:.2f} of the bound", flush=True)
     print(f"{failed} failed")
     return 1 if failed else 0
 

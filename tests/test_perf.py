@@ -125,15 +125,15 @@ def test_poison_is_no_result(dtype: str) -> None:
     case = Separable((40, 50), dtype, 5)
     out = np.zeros(case.shape, dtype)
     never = Contender("never", lambda: out, out=out, precision="float32")
-    x, columns, rows = contenders.separable_data(case)
-    expected = reference.separable(x, columns, rows)
-    assert not contenders.check(case, never, expected).passed
+    assert not contenders.check(case, never, contenders.expected(case)).passed
 
 
 def small_separable(dtype: str) -> tuple[Case, tuple[Any, Any], list[Contender]]:
     case = Separable((40, 50), dtype, 5)
-    expected, found = contenders.separable(case)
-    peers = [c for c in found if isinstance(c, Contender) and c.name == "scipy"]
+    expected = contenders.expected(case)
+    peers = [
+        c for c in contenders.separable(case) if isinstance(c, Contender) and c.name == "scipy"
+    ]
     return case, expected, peers
 
 
@@ -287,9 +287,9 @@ def test_summary_names_what_was_refused() -> None:
 
 
 def test_a_failing_check_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    case, expected, (peer,) = small_separable("float32")
+    case, _, (peer,) = small_separable("float32")
     wrong = replace(peer, name="wrong", read=lambda y: np.asarray(y) * 1.01)
-    monkeypatch.setattr(contenders, "of", lambda _: (expected, [wrong, peer]))
+    monkeypatch.setattr(contenders, "of", lambda _: [wrong, peer])
     rows = list(run.measure_host(case, timing.Interleaved(rounds=1, budget=0.001), []))
     by_name = {row["contender"]: row for row in rows}
     assert "refused" in by_name["wrong"]
@@ -301,3 +301,55 @@ def test_machine_columns_are_plain_json() -> None:
     columns = machine.host()
     assert json.loads(json.dumps(columns)) == columns
     assert columns["versions"]["numpy"] == np.__version__
+
+
+def test_readme_tables_are_made_anew_between_their_markers() -> None:
+    common = {"cpu": "C", "threads": 2, "when": "2026-01-02T03:04:05", "rank": 1, "taps": 3}
+    rows = [
+        fake("8x3", "opencv", 4.0, **common),
+        fake("8x3", "opencv_pool", 2.0, **common),
+        fake("one", "opencv", 8.0, **common),
+    ]
+    page = "a\n<!-- perf:cpu-separable -->\nold\n<!-- /perf:cpu-separable -->\nb <!-- perf:x -->"
+    made = report.rewrite(page, rows)
+    assert made.startswith("a\n<!-- perf:cpu-separable -->\n| ")
+    assert made.endswith("<!-- /perf:cpu-separable -->\nb <!-- perf:x -->")
+    assert "| cv2.sepFilter2D, images in a loop | 5.66 (4.00 to 8.00) |" in made
+    assert "| cv2.sepFilter2D, images in threads where faster | 4.00 (2.00 to 8.00) |" in made
+    assert "commit abc; 2026-01-02" in made
+    assert "old" not in made
+    assert report.rewrite(made, rows) == made
+    gpu = page.replace("cpu", "gpu")
+    assert "Not measured yet on a GPU." in report.rewrite(gpu, rows)
+    with pytest.raises(ValueError, match="perf:no-such"):
+        report.rewrite(page.replace("cpu-separable", "no-such"), rows)
+
+
+def test_plots_are_drawn_for_what_was_measured(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    common = {"cpu": "C", "threads": 2, "flops": 8, "bytes": 16, "gflops": 1.0, "gbps": 2.0}
+    common |= {"rank": 1, "taps": 3, "shape": [8, 8]}
+    seconds = {"p20": 1.0, "p50": 1.0, "p80": 1.0, "rounds": 3}
+    rows = [
+        {"machine": "cpu", "case": "ceilings", "op": "ceilings", "copy_gbps": 3.0,
+         "matrix_gflops": 9.0, "commit": "abc", "dirty": False},
+        fake("a", "numbasep", 1.0, seconds=seconds, **common),
+        fake("a", "opencv", 2.0, seconds=seconds, **common),
+    ]  # fmt: skip
+    del rows[1]["times_numbasep"]
+    names = {path.name for path in report.plots(rows, tmp_path)}
+    assert names == {"cpu-roofline.png", "cpu-separable-speedup.png", "cpu-scaling.png"}
+    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_profiler_lines_name_case_and_range(backend: str) -> None:
+    from perf import profile
+
+    case = profile.find("82_conv")
+    commands = profile.lines(case, backend, 7, "report")
+    assert commands["nsys"][:2] == ["nsys", "profile"]
+    assert f"--nvtx-capture={profile.CAPTURE}@numbasep" in commands["nsys"]
+    assert case.name in commands["nsys"]
+    assert commands["nsys"][commands["nsys"].index("--backend") + 1] == backend
+    assert profile.find(case.name) == case
