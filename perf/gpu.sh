@@ -35,7 +35,7 @@ if [ -z "$results" ]; then
 fi
 mkdir -p "$results"
 started=$SECONDS
-limit=530 # seconds for everything
+limit=500 # seconds for everything but the summary
 failed=""
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
@@ -99,30 +99,35 @@ PY
 stage ceilings 60 "$python" -m perf.run ceilings "${cases[@]:0:2}" --out "$results/ceilings.jsonl"
 
 # Tests before times: a result that is wrong has no speed. pytest-xdist would share one GPU.
-stage tests 150 "$python" -m pytest -q -x -p no:cacheprovider "${tests[@]}"
+stage tests 100 "$python" -m pytest -q -x -p no:cacheprovider "${tests[@]}"
 
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
-        stage "sanitizer-$tool" 40 compute-sanitizer --tool "$tool" \
+        stage "sanitizer-$tool" 30 compute-sanitizer --tool "$tool" \
             --error-exitcode 3 --target-processes all \
             "$python" -m perf.sanitize
     else
         # Without the tool its cases still run, so that a mistake in them shows.
-        stage "sanitizer-$tool" 40 "$python" -m perf.sanitize
+        stage "sanitizer-$tool" 30 "$python" -m perf.sanitize
         echo "compute-sanitizer is not on the PATH: the cases ran without it" |
             tee -a "$results/sanitizer-$tool.log"
     fi
 done
 
-stage separable 110 "$python" -m perf.run separable "${cases[@]}" "${selected[@]}" \
-    --deadline 100 --out "$results/separable.jsonl"
-for group in depthwise fused pointwise; do
-    stage "$group" 80 "$python" -m perf.run "$group" "${cases[@]}" "${selected[@]}" \
-        --deadline 70 --out "$results/$group.jsonl"
-done
-stage overhead 40 "$python" -m perf.run overhead "${cases[@]:0:2}" --out "$results/overhead.jsonl"
+stage overhead 30 "$python" -m perf.run overhead "${cases[@]:0:2}" --out "$results/overhead.jsonl"
 
-lines=60 stage summary 60 "$python" -m perf.report "$results"/*.jsonl --plots "$results/plots"
+# measure GROUP SECONDS: it stops by itself, between two cases, some seconds before its limit.
+measure() {
+    stage "$1" $(($2 + 15)) "$python" -m perf.run "$1" "${cases[@]}" "${selected[@]}" \
+        --deadline "$2" --out "$results/$1.jsonl"
+}
+measure separable 110
+measure depthwise 80
+measure fused 75
+measure pointwise 45
+
+limit=$((limit + 35))
+lines=60 stage summary 30 "$python" -m perf.report "$results"/*.jsonl --plots "$results/plots"
 
 echo "== done in $((SECONDS - started)) s; results in $results"
 if [ -n "$failed" ]; then
