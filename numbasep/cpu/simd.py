@@ -1,0 +1,484 @@
+"""Vector micro-kernels as Numba intrinsics, from LLVM instructions.
+
+Addresses are integers: rows come from a table of addresses, so that an image's boundary is only
+other addresses. Dtypes are known at compile time by tags: empty arrays whose dtype, and whose
+number of axes for the 16-bit floats that Numba lacks, name the elements (``tag``).
+
+Every sum starts from zero and is taken tap by tap with fused multiply-adds, in vectors and in
+single elements alike, so that an element's bits do not depend on where it stands in a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+
+_FEATURES = binding.get_host_cpu_features()
+# Bytes of a vector register, and how many there are.
+VECTOR, REGISTERS = (
+    (64, 32) if _FEATURES.get("avx512f") else (32, 16) if _FEATURES.get("avx2") else (16, 16)
+)
+
+_AXES = {"float16": 2, "bfloat16": 3}
+
+
+def tag(dtype: str) -> NDArray[Any]:
+    """Return the empty array that names a dtype to the kernels."""
+    axes = _AXES.get(dtype, 1)
+    return np.empty((0,) * axes, "uint16" if axes > 1 else dtype)
+
+
+def _name(array: Any) -> str:
+    """The dtype that a tag names."""
+    if array.ndim > 1:
+        return {2: "float16", 3: "bfloat16"}[array.ndim]
+    return str(array.dtype)
+
+
+_SIZE = {"bfloat16": 2}
+
+
+def itemsize(name: str) -> int:
+    return _SIZE.get(name) or np.dtype(name).itemsize
+
+
+class Emitter:
+    """Emits arithmetic on values of one compute dtype, ``lanes`` elements at a time.
+
+    A value is a list of LLVM vectors: one, or the real and the imaginary parts.
+    """
+
+    def __init__(self, builder: Any, compute: str, lanes: int) -> None:
+        self.b = builder
+        self.module = builder.module
+        self.compute = compute
+        self.lanes = lanes
+        self.complex = compute.startswith("complex")
+        self.integer = compute == "int64"
+        self.part = {
+            "float32": FLOAT, "float64": DOUBLE, "int64": I64, "complex64": FLOAT,
+            "complex128": DOUBLE,
+        }[compute]  # fmt: skip
+        self.type = ir.VectorType(self.part, lanes)
+        self.bits = 32 if self.part is FLOAT else 64
+
+    def const(self, value: int) -> Any:
+        return ir.Constant(I64, value)
+
+    def zero(self) -> list[Any]:
+        single = ir.Constant(self.type, [0 if self.integer else 0.0] * self.lanes)
+        return [single] * (2 if self.complex else 1)
+
+    def _call(self, name: str, result: Any, args: list[Any]) -> Any:
+        kind = ir.FunctionType(result, [arg.type for arg in args])
+        return self.b.call(cgutils.get_or_insert_function(self.module, kind, name), args)
+
+    def _suffix(self, vector: Any) -> str:
+        element = vector.element
+        code = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64"}.get(element) or f"i{element.width}"
+        return f"v{vector.count}{code}"
+
+    def _vector(self, element: Any) -> Any:
+        return ir.VectorType(element, self.lanes)
+
+    def _raw(self, address: Any, element: Any, size: int, count: int | None = None) -> Any:
+        vector = ir.VectorType(element, count or self.lanes)
+        loaded = self.b.load(self.b.inttoptr(address, vector.as_pointer()))
+        loaded.align = size
+        return loaded
+
+    def load(self, address: Any, storage: str) -> list[Any]:
+        """Load elements of a storage dtype, converted to the compute dtype."""
+        b, size = self.b, itemsize(storage)
+        if storage.startswith("complex"):
+            part = FLOAT if storage == "complex64" else DOUBLE
+            both = self._raw(address, part, size // 2, 2 * self.lanes)
+            parts = [
+                b.shuffle_vector(
+                    both, both, ir.Constant(self._vector(I32), list(range(k, 2 * self.lanes, 2)))
+                )
+                for k in (0, 1)
+            ]
+            return [self._to_part(value, part) for value in parts]
+        if storage in ("float16", "float32", "float64"):
+            part = {2: HALF, 4: FLOAT, 8: DOUBLE}[size]
+            return [self._to_part(self._raw(address, part, size), part)]
+        raw = self._raw(address, ir.IntType(8 * size), size)
+        if storage == "bfloat16":
+            wide = b.shl(b.zext(raw, self._vector(I32)), self._all(I32, 16))
+            return [self._to_part(b.bitcast(wide, self._vector(FLOAT)), FLOAT)]
+        signed = storage.startswith("int")
+        if self.integer:
+            if size == 8:
+                return [raw]
+            return [(b.sext if signed else b.zext)(raw, self.type)]
+        if size < 4:
+            raw, signed = (b.sext if signed else b.zext)(raw, self._vector(I32)), True
+        return [(b.sitofp if signed else b.uitofp)(raw, self.type)]
+
+    def _all(self, element: Any, value: Any) -> Any:
+        return ir.Constant(self._vector(element), [value] * self.lanes)
+
+    def _to_part(self, value: Any, part: Any) -> Any:
+        if part is self.part:
+            return value
+        wider = {HALF: 2, FLOAT: 4, DOUBLE: 8}
+        if wider[self.part] > wider[part]:
+            return self.b.fpext(value, self.type)
+        return self.b.fptrunc(value, self.type)
+
+    def broadcast(self, address: Any) -> list[Any]:
+        """Load one element of the compute dtype into every lane."""
+        b, result = self.b, []
+        size = self.bits // 8
+        for k in range(2 if self.complex else 1):
+            where = b.add(address, self.const(k * size))
+            scalar = b.load(b.inttoptr(where, self.part.as_pointer()))
+            scalar.align = size
+            undefined = ir.Constant(self.type, ir.Undefined)
+            first = b.insert_element(undefined, scalar, ir.Constant(I32, 0))
+            lanes = ir.Constant(self._vector(I32), [0] * self.lanes)
+            result.append(b.shuffle_vector(first, undefined, lanes))
+        return result
+
+    def _fma(self, x: Any, y: Any, z: Any) -> Any:
+        if self.integer:
+            return self.b.add(self.b.mul(x, y), z)
+        return self._call(f"llvm.fma.{self._suffix(self.type)}", self.type, [x, y, z])
+
+    def fma(self, w: list[Any], x: list[Any], total: list[Any]) -> list[Any]:
+        """Return ``total + w * x``; a real ``x`` has no imaginary part to multiply."""
+        if not self.complex:
+            return [self._fma(w[0], x[0], total[0])]
+        real, imag = self._fma(w[0], x[0], total[0]), self._fma(w[1], x[0], total[1])
+        if len(x) == 2:
+            minus = self.b.fneg(w[1])
+            real, imag = self._fma(minus, x[1], real), self._fma(w[0], x[1], imag)
+        return [real, imag]
+
+    def load_compute(self, address: Any) -> list[Any]:
+        return self.load(address, self.compute)
+
+    def store(self, value: list[Any], address: Any, output: str) -> None:
+        """Convert to the output dtype, rounding once and saturating integers, and store."""
+        b, size = self.b, itemsize(output)
+        if output.startswith("complex"):
+            part = FLOAT if output == "complex64" else DOUBLE
+            if part is not self.part:
+                value = [b.fptrunc(v, self._vector(part)) for v in value]
+            order = [k // 2 + (k % 2) * self.lanes for k in range(2 * self.lanes)]
+            lanes = ir.Constant(ir.VectorType(I32, 2 * self.lanes), order)
+            self._put(b.shuffle_vector(value[0], value[1], lanes), address, size // 2)
+            return
+        (v,) = value
+        if self.integer:
+            v = self._from_integer(v, output)
+        elif output in ("float32", "float64"):
+            part = FLOAT if output == "float32" else DOUBLE
+            if part is not self.part:
+                v = (b.fpext if part is DOUBLE else b.fptrunc)(v, self._vector(part))
+        elif output in ("float16", "bfloat16"):
+            v = self._narrow(v, output)
+        else:
+            v = self._to_integer(v, output)
+        self._put(v, address, size)
+
+    def _put(self, value: Any, address: Any, align: int) -> None:
+        stored = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()))
+        stored.align = align
+
+    def _from_integer(self, v: Any, output: str) -> Any:
+        b = self.b
+        if output in ("float32", "float64"):
+            return b.sitofp(v, self._vector(FLOAT if output == "float32" else DOUBLE))
+        if output in ("float16", "bfloat16"):
+            return self._narrow(b.sitofp(v, self._vector(DOUBLE)), output)
+        limits = np.iinfo(output)
+        if limits.min > -(2**63) or output == "uint64":
+            low = self._all(I64, limits.min)
+            v = b.select(b.icmp_signed(">", v, low), v, low)
+        if limits.max < 2**63 - 1:
+            high = self._all(I64, limits.max)
+            v = b.select(b.icmp_signed("<", v, high), v, high)
+        return v if limits.bits == 64 else b.trunc(v, self._vector(ir.IntType(limits.bits)))
+
+    def _to_integer(self, v: Any, output: str) -> Any:
+        """Round half to even, saturate, NaN to 0."""
+        b, limits = self.b, np.iinfo(output)
+        v = self._call(f"llvm.rint.{self._suffix(self.type)}", self.type, [v])
+        result = self._vector(ir.IntType(limits.bits))
+        if limits.bits > 16:
+            kind = "s" if limits.min < 0 else "u"
+            name = f"llvm.fpto{kind}i.sat.{self._suffix(result)}.{self._suffix(self.type)}"
+            return self._call(name, result, [v])
+        low, high = (self._all(self.part, float(x)) for x in (limits.min, limits.max))
+        if limits.min < 0:
+            v = b.select(b.fcmp_ordered("==", v, v), v, self._all(self.part, 0.0))
+        v = b.select(b.fcmp_ordered(">", v, low), v, low)
+        v = b.select(b.fcmp_ordered("<", v, high), v, high)
+        return b.trunc(b.fptosi(v, self._vector(I32)), result)
+
+    def _narrow(self, v: Any, output: str) -> Any:
+        """Round to a 16-bit float, once: from double by way of float rounded to odd."""
+        b = self.b
+        if v.type.element is DOUBLE:
+            near = b.fptrunc(v, self._vector(FLOAT))
+            back = b.fpext(near, self._vector(DOUBLE))
+            bits = b.bitcast(near, self._vector(I32))
+            absolute = f"llvm.fabs.{self._suffix(v.type)}"
+            larger = b.fcmp_ordered(
+                ">", self._call(absolute, v.type, [back]), self._call(absolute, v.type, [v])
+            )
+            towards = b.sub(bits, b.zext(larger, self._vector(I32)))
+            odd = b.or_(towards, self._all(I32, 1))
+            inexact = b.fcmp_ordered("!=", back, v)
+            v = b.bitcast(b.select(inexact, odd, bits), self._vector(FLOAT))
+        if output == "float16":
+            return b.fptrunc(v, self._vector(HALF))
+        bits = b.bitcast(v, self._vector(I32))
+        top = b.lshr(bits, self._all(I32, 16))
+        even = b.and_(top, self._all(I32, 1))
+        rounded = b.lshr(b.add(bits, b.add(even, self._all(I32, 0x7FFF))), self._all(I32, 16))
+        quiet = b.or_(top, self._all(I32, 0x40))
+        return b.trunc(
+            b.select(b.fcmp_unordered("uno", v, v), quiet, rounded), self._vector(I16)
+        )
+
+
+def lanes_of(compute: str) -> int:
+    """Elements of a vector register; a complex value takes two."""
+    return VECTOR // {"float32": 4, "complex64": 4}.get(compute, 8)
+
+
+def _loop(e: Emitter, first: Any, last: Any, values: list[Any], body: Callable[..., Any]) -> Any:
+    """``for j in range(first, last)`` (last > first) over loop-carried values."""
+    b = e.b
+    before = b.block
+    loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    j = b.phi(I64)
+    j.add_incoming(first, before)
+    carried = []
+    for value in values:
+        phis = [b.phi(part.type) for part in value]
+        for phi, part in zip(phis, value, strict=True):
+            phi.add_incoming(part, before)
+        carried.append(phis)
+    results = body(j, carried)
+    end = b.block
+    following = b.add(j, e.const(1))
+    j.add_incoming(following, end)
+    for phis, value in zip(carried, results, strict=True):
+        for phi, part in zip(phis, value, strict=True):
+            phi.add_incoming(part, end)
+    b.cbranch(b.icmp_signed("<", following, last), loop, done)
+    b.position_at_end(done)
+    return results
+
+
+def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | None = None) -> Any:
+    """Make the column pass of ``rows`` neighbouring output rows.
+
+    ``dst[r][x] = sum_k taps[k] * table[(r + k) * step][offset + x]`` for ``vectors`` vectors of
+    x, into rows of the compute dtype. A row that several outputs share is loaded once.
+    lanes: 1 for single elements. taps: the number of them, if fixed; else at least ``rows``.
+    """
+
+    @intrinsic
+    def columns(
+        context: Any, table: Any, step: Any, offset: Any, coefficients: Any, count: Any,
+        dst: Any, pitch: Any, storage: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        stored, computed = _name(storage), _name(compute)
+        signature = types.void(*[types.int64] * 7, storage, compute)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            table, step, offset, coefficients, count, dst, pitch = args[:7]
+            e = Emitter(b, computed, lanes or lanes_of(computed))
+            size, wide = itemsize(stored), itemsize(computed)
+
+            def sources(j: Any) -> list[Any]:
+                entry = b.add(table, b.mul(j, step))
+                row = b.add(b.load(b.inttoptr(entry, I64.as_pointer())), offset)
+                return [
+                    e.load(b.add(row, e.const(v * e.lanes * size)), stored)
+                    for v in range(vectors)
+                ]
+
+            def weight(k: Any) -> list[Any]:
+                return e.broadcast(b.add(coefficients, b.mul(k, e.const(wide))))
+
+            sums = [e.zero() for _ in range(rows * vectors)]
+
+            def add(sums: list[Any], j: Any, xs: list[Any], chosen: Any) -> list[Any]:
+                sums = list(sums)
+                for r in chosen:
+                    w = weight(b.sub(j, e.const(r)))
+                    for v in range(vectors):
+                        sums[r * vectors + v] = e.fma(w, xs[v], sums[r * vectors + v])
+                return sums
+
+            if taps is not None:
+                for j in range(taps + rows - 1):
+                    chosen = [r for r in range(rows) if 0 <= j - r < taps]
+                    sums = add(sums, e.const(j), sources(e.const(j)), chosen)
+            else:
+                for j in range(rows - 1):
+                    sums = add(sums, e.const(j), sources(e.const(j)), range(j + 1))
+                sums = _loop(
+                    e, e.const(rows - 1), count, sums,
+                    lambda j, carried: add(carried, j, sources(j), range(rows)),
+                )  # fmt: skip
+                for extra in range(rows - 1):
+                    j = b.add(count, e.const(extra))
+                    sums = add(sums, j, sources(j), range(extra + 1, rows))
+            for r in range(rows):
+                row = b.add(dst, b.mul(pitch, e.const(r)))
+                for v in range(vectors):
+                    where = b.add(row, e.const(v * e.lanes * wide))
+                    e.store(sums[r * vectors + v], where, computed)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return columns
+
+
+def make_row(vectors: int, lanes: int | None = None) -> Any:
+    """Make the row pass: ``dst[x] = sum_i weights[i] * src[offsets[i] + x]``, i ascending.
+
+    Offsets are bytes, from a table of int64; ``src`` holds the compute dtype.
+    """
+
+    @intrinsic
+    def row(
+        context: Any, src: Any, offsets: Any, weights: Any, count: Any, dst: Any,
+        compute: Any, output: Any,
+    ) -> Any:  # fmt: skip
+        computed, out = _name(compute), _name(output)
+        signature = types.void(*[types.int64] * 5, compute, output)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            src, offsets, weights, count, dst = args[:5]
+            e = Emitter(b, computed, lanes or lanes_of(computed))
+            wide, size = itemsize(computed), itemsize(out)
+
+            def body(j: Any, sums: list[Any]) -> list[Any]:
+                entry = b.add(offsets, b.mul(j, e.const(8)))
+                base = b.add(src, b.load(b.inttoptr(entry, I64.as_pointer())))
+                w = e.broadcast(b.add(weights, b.mul(j, e.const(wide))))
+                return [
+                    e.fma(w, e.load_compute(b.add(base, e.const(v * e.lanes * wide))), sums[v])
+                    for v in range(vectors)
+                ]
+
+            sums = _loop(e, e.const(0), count, [e.zero() for _ in range(vectors)], body)
+            for v in range(vectors):
+                e.store(sums[v], b.add(dst, e.const(v * e.lanes * size)), out)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return row
+
+
+def make_copy(lanes: int | None = None) -> Any:
+    """Make a conversion of one vector: ``dst[x] = src[x]``, storage to compute dtype."""
+
+    @intrinsic
+    def copy(context: Any, src: Any, dst: Any, storage: Any, compute: Any) -> Any:
+        stored, computed = _name(storage), _name(compute)
+        signature = types.void(types.int64, types.int64, storage, compute)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            e = Emitter(b, computed, lanes or lanes_of(computed))
+            value = e.load(args[0], stored)
+            if e.complex and len(value) == 1:
+                value = [value[0], e.zero()[1]]
+            e.store(value, args[1], computed)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return copy
+
+
+@intrinsic
+def vector_lanes(context: Any, compute: Any) -> Any:
+    """Return the number of elements of a vector register."""
+    count = lanes_of(_name(compute))
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(I64, count)
+
+    return types.int64(compute), generate
+
+
+@intrinsic
+def size_of(context: Any, array: Any) -> Any:
+    """Return the bytes of one element of a tag's dtype."""
+    size = itemsize(_name(array))
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        return ir.Constant(I64, size)
+
+    return types.int64(array), generate
+
+
+@intrinsic
+def move(context: Any, src: Any, dst: Any, compute: Any) -> Any:
+    """Copy one element of the compute dtype."""
+    size = itemsize(_name(compute))
+    signature = types.void(types.int64, types.int64, compute)
+
+    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+        kind = ir.IntType(8 * size)
+        value = b.load(b.inttoptr(args[0], kind.as_pointer()))
+        value.align = min(size, 8)
+        stored = b.store(value, b.inttoptr(args[1], kind.as_pointer()))
+        stored.align = min(size, 8)
+        return ctx.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+def take(context: Any, counter: Any) -> Any:
+    """Add one to the int64 at an address and return what it was, as one step for all threads."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        pointer = b.inttoptr(args[0], I64.as_pointer())
+        return b.atomic_rmw("add", pointer, ir.Constant(I64, 1), "acq_rel")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def peek(context: Any, counter: Any) -> Any:
+    """Read the int64 at an address that other threads write."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def poke(context: Any, address: Any, value: Any) -> Any:
+    """Write an int64 to an address."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()))
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
