@@ -200,6 +200,9 @@ def _cpu_separable() -> Iterator[Case]:
         for shape in CPU_SHAPES:
             for taps in TAPS:
                 yield Separable(shape, dtype, taps)
+    for rank in (2, 4, 8):
+        for taps in (9, 31):
+            yield Separable((2048, 2048), "float32", taps, rank)
 
 
 def _gpu_separable() -> Iterator[Case]:

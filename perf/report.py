@@ -321,7 +321,7 @@ def _roofline(pyplot: Any, rows: list[Row], machine: str) -> Any:
                 axes.text(line[0], last[key], f"matrix product, {name}", fontsize=7, va="bottom")
     axes.set_xlabel("operations per compulsory byte")
     axes.set_ylabel("GFLOP/s")
-    axes.set_title(_title(timed))
+    axes.set_title(_title(timed), fontsize=9)
     axes.legend(fontsize=7)
     return figure
 
@@ -343,13 +343,15 @@ def _bars(pyplot: Any, rows: list[Row], machine: str, op: str) -> Any:
     low = [m - min(found[key].values()) for m, key in zip(means, bars, strict=True)]
     high = [max(found[key].values()) - m for m, key in zip(means, bars, strict=True)]
     places = np.arange(len(bars))
-    axes.barh(places, means, xerr=[low, high], capsize=2, color="tab:blue", alpha=0.8)
+    # Points, not bars: on a logarithmic axis a bar's length says nothing.
+    axes.errorbar(means, places, xerr=[low, high], fmt="o", capsize=3, color="tab:blue")
     axes.set_yticks(places, [f"{PEERS[peer]}  [{kind}]" for kind, peer in bars], fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.axvline(1, color="k", linewidth=1)
-    axes.set_xlabel("time over numbasep's: geometric mean, least and most (right of 1: faster)")
-    axes.set_title(f"{op}: {_title(_timed(rows, machine))}", fontsize=9)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlabel("peer's time over numbasep's: geometric mean, least, most", fontsize=8)
+    axes.set_title(f"{op}: {_title(_timed(rows, machine))}", fontsize=8, loc="right")
     return figure
 
 
@@ -359,41 +361,80 @@ def _scaling(pyplot: Any, rows: list[Row], machine: str) -> Any:
     layers = [r for r in timed if r["op"] != "separable" and r["dtype"] == "float32"]
     if not filters and not layers:
         return None
-    figure, (by_taps, by_size, by_rank, by_batch) = pyplot.subplots(1, 4, figsize=(15, 3.8))
-
-    def pixels(row: Row) -> float:
-        return float(np.prod(row["shape"]))
-
     first = [r for r in filters if r["rank"] == 1]
-    for shape in sorted({tuple(r["shape"]) for r in first}):
-        mine = sorted((r for r in first if tuple(r["shape"]) == shape), key=lambda r: r["taps"])
-        y = [r["seconds"]["p50"] / pixels(r) * 1e9 for r in mine]
-        by_taps.loglog([r["taps"] for r in mine], y, "o-", label="x".join(map(str, shape)))
-    for taps in sorted({r["taps"] for r in first}):
-        mine = sorted((r for r in first if r["taps"] == taps), key=pixels)
-        y = [pixels(r) / r["seconds"]["p50"] / 1e9 for r in mine]
-        by_size.loglog([pixels(r) for r in mine], y, "o-", label=f"{taps} taps")
-    for taps in sorted({r["taps"] for r in filters if r["rank"] > 1}):
-        mine = [r for r in filters if r["taps"] == taps and r["shape"] == [4096, 4096]]
+    ranks = [r for r in filters if r["taps"] in {f["taps"] for f in filters if f["rank"] > 1}]
+    panels: list[tuple[list[Row], Callable[[Any, list[Row]], None]]] = [
+        (first, _by_taps),
+        (first, _by_size),
+        (ranks, _by_rank),
+        (layers, _by_batch),
+    ]
+    panels = [(found, draw) for found, draw in panels if found]
+    figure, all_axes = pyplot.subplots(
+        1, len(panels), figsize=(4.2 * len(panels), 3.8), squeeze=False
+    )
+    for axes, (found, draw) in zip(all_axes[0], panels, strict=True):
+        draw(axes, found)
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    figure.suptitle(_title(timed), fontsize=9)
+    return figure
+
+
+def _pixels(row: Row) -> float:
+    return float(np.prod(row["shape"]))
+
+
+def _plain_y_ticks(axes: Any) -> None:
+    low, high = axes.get_ylim()
+    ticks = [m * 10.0**e for e in range(-4, 5) for m in (1, 2, 5)]
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axes.minorticks_off()
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _by_taps(axes: Any, rows: list[Row]) -> None:
+    for shape in sorted({tuple(r["shape"]) for r in rows}, key=np.prod):
+        mine = sorted((r for r in rows if tuple(r["shape"]) == shape), key=lambda r: r["taps"])
+        y = [r["seconds"]["p50"] / _pixels(r) * 1e9 for r in mine]
+        axes.loglog([r["taps"] for r in mine], y, "o-", label="x".join(map(str, shape)))
+    ticks = sorted({r["taps"] for r in rows})
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    _plain_y_ticks(axes)
+    axes.set(xlabel="taps", ylabel="ns per pixel", title="separable float32, rank 1")
+
+
+def _by_size(axes: Any, rows: list[Row]) -> None:
+    for taps in sorted({r["taps"] for r in rows}):
+        mine = sorted((r for r in rows if r["taps"] == taps), key=_pixels)
+        y = [_pixels(r) / r["seconds"]["p50"] / 1e9 for r in mine]
+        axes.loglog([_pixels(r) / 2**20 for r in mine], y, "o-", label=f"{taps} taps")
+    ticks = sorted({round(_pixels(r) / 2**20, 2) for r in rows})
+    axes.set_xticks(ticks, [f"{n:g}" for n in ticks], fontsize=7)
+    _plain_y_ticks(axes)
+    axes.set(xlabel="Mi pixels", ylabel="Gpixel/s", title="separable float32, rank 1")
+
+
+def _by_rank(axes: Any, rows: list[Row]) -> None:
+    shape = next(tuple(r["shape"]) for r in rows if r["rank"] > 1)
+    for taps in sorted({r["taps"] for r in rows}):
+        mine = [r for r in rows if r["taps"] == taps and tuple(r["shape"]) == shape]
         mine.sort(key=lambda r: r["rank"])
         y = [1e3 * r["seconds"]["p50"] for r in mine]
-        by_rank.plot([r["rank"] for r in mine], y, "o-", label=f"{taps} taps")
-    for op in ("depthwise", "pointwise", "fused"):
-        batches = sorted({r["shape"][0] for r in layers if r["op"] == op})
+        axes.plot([r["rank"] for r in mine], y, "o-", label=f"{taps} taps")
+    size = "x".join(map(str, shape))
+    axes.set(xlabel="rank", ylabel="ms", title=f"separable float32, {size}", ylim=(0, None))
+
+
+def _by_batch(axes: Any, rows: list[Row]) -> None:
+    for op in sorted({r["op"] for r in rows}):
+        batches = sorted({r["shape"][0] for r in rows if r["op"] == op})
         means = [
-            geometric_mean(r["gbps"] for r in layers if r["op"] == op and r["shape"][0] == n)
+            geometric_mean(r["gbps"] for r in rows if r["op"] == op and r["shape"][0] == n)
             for n in batches
         ]
-        if batches:
-            by_batch.plot(batches, means, "o-", label=op)
-    by_taps.set(xlabel="taps", ylabel="ns per pixel", title="float32, rank 1")
-    by_size.set(xlabel="pixels", ylabel="Gpixel/s", title="float32, rank 1")
-    by_rank.set(xlabel="rank", ylabel="ms at 4096x4096", title="float32")
-    by_batch.set(xlabel="batch", ylabel="GB/s, geometric mean", title="layers, float32")
-    for axes in figure.axes:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
-    return figure
+        axes.plot(batches, means, "o-", label=op)
+    axes.set(xlabel="batch", ylabel="GB/s, geometric mean", title="layers float32", ylim=(0, None))
 
 
 def main(arguments: list[str] | None = None) -> int:
