@@ -103,12 +103,12 @@ stage tests 100 "$python" -m pytest -q -x -p no:cacheprovider "${tests[@]}"
 
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
-        stage "sanitizer-$tool" 30 compute-sanitizer --tool "$tool" \
+        stage "sanitizer-$tool" 40 compute-sanitizer --tool "$tool" \
             --error-exitcode 3 --target-processes all \
             "$python" -m perf.sanitize
     else
         # Without the tool its cases still run, so that a mistake in them shows.
-        stage "sanitizer-$tool" 30 "$python" -m perf.sanitize
+        stage "sanitizer-$tool" 40 "$python" -m perf.sanitize
         echo "compute-sanitizer is not on the PATH: the cases ran without it" |
             tee -a "$results/sanitizer-$tool.log"
     fi

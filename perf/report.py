@@ -340,8 +340,9 @@ def _bars(pyplot: Any, rows: list[Row], machine: str, op: str) -> Any:
         return None
     figure, axes = pyplot.subplots(figsize=(8, 0.35 * len(bars) + 1.4))
     means = [geometric_mean(found[key].values()) for key in bars]
-    low = [m - min(found[key].values()) for m, key in zip(means, bars, strict=True)]
-    high = [max(found[key].values()) - m for m, key in zip(means, bars, strict=True)]
+    # The mean of equal values may round past them.
+    low = [max(0, m - min(found[key].values())) for m, key in zip(means, bars, strict=True)]
+    high = [max(0, max(found[key].values()) - m) for m, key in zip(means, bars, strict=True)]
     places = np.arange(len(bars))
     # Points, not bars: on a logarithmic axis a bar's length says nothing.
     axes.errorbar(means, places, xerr=[low, high], fmt="o", capsize=3, color="tab:blue")
