@@ -127,7 +127,10 @@ measure fused 75
 measure pointwise 45
 
 limit=$((limit + 35))
-lines=60 stage summary 30 "$python" -m perf.report "$results"/*.jsonl --plots "$results/plots"
+rehearsal=()
+[ $dry -eq 1 ] && rehearsal=(--rehearsal)
+lines=60 stage summary 30 "$python" -m perf.report "$results"/*.jsonl --plots "$results/plots" \
+    "${rehearsal[@]}"
 
 echo "== done in $((SECONDS - started)) s; results in $results"
 if [ -n "$failed" ]; then

@@ -53,8 +53,11 @@ PEERS = {
 OPS = ("separable", "depthwise", "pointwise", "fused")
 
 
-def read(paths: Iterable[Path]) -> list[Row]:
-    """Return the rows of JSON-lines files; a last line that was cut is left out."""
+def read(paths: Iterable[Path], *, rehearsed: bool = True) -> list[Row]:
+    """Return the rows of JSON-lines files; a last line that was cut is left out.
+
+    rehearsed: also the rows of a rehearsal, whose times mean nothing.
+    """
     rows = []
     for path in paths:
         for text in path.read_text().splitlines():
@@ -62,7 +65,7 @@ def read(paths: Iterable[Path]) -> list[Row]:
                 rows.append(json.loads(text))
             except json.JSONDecodeError:
                 continue
-    return rows
+    return rows if rehearsed else [row for row in rows if not row.get("rehearsal")]
 
 
 def latest(rows: list[Row]) -> list[Row]:
@@ -449,8 +452,9 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--plots", type=Path, help="folder for the plots")
     p.add_argument("--readme", type=Path, help="page whose tables to make anew")
     p.add_argument("--table", choices=sorted(TABLES), help="print one table")
+    p.add_argument("--rehearsal", action="store_true", help="rows of a rehearsal as well")
     options = p.parse_args(arguments)
-    rows = read(options.results)
+    rows = read(options.results, rehearsed=options.rehearsal)
     if options.table:
         print(TABLES[options.table](rows))
         return 0

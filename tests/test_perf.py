@@ -280,6 +280,14 @@ def test_summary_takes_the_last_row_of_a_case() -> None:
     assert "lowest: a 2.00, b 8.00" in text
 
 
+def test_a_rehearsal_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [fake("a", "peer", 2.0), fake("b", "peer", 3.0, rehearsal=True)]
+    path.write_text("\n".join(map(run.line, rows)))
+    assert report.read([path]) == rows
+    assert report.read([path], rehearsed=False) == rows[:1]
+
+
 def test_summary_names_what_was_refused() -> None:
     refused = fake("a", "peer", 1.0) | {"refused": "wrong"}
     del refused["times_numbasep"]
