@@ -1,0 +1,265 @@
+"""The device's side of ``primitives``: LLVM instructions and inline PTX as Numba intrinsics.
+
+Imported by ``primitives`` alone, and only where kernels are compiled.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from llvmlite import ir
+
+from numbasep.cuda.launch import intrinsic, signature, types
+
+F32, F64 = ir.FloatType(), ir.DoubleType()
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+
+# LLVM type and inline-assembly constraint of a Numba type.
+REGISTERS = {
+    types.float32: (F32, "f"),
+    types.float64: (F64, "d"),
+    types.uint16: (I16, "h"),
+    types.int32: (I32, "r"),
+    types.uint32: (I32, "r"),
+    types.int64: (I64, "l"),
+}
+
+
+def _assembly(text: str, result: Any, *arguments: Any) -> Any:
+    """Return an intrinsic of one PTX instruction without side effects."""
+    constraints = ",".join(
+        ["=" + REGISTERS[result][1], *(REGISTERS[argument][1] for argument in arguments)]
+    )
+    function = ir.FunctionType(
+        REGISTERS[result][0], [REGISTERS[argument][0] for argument in arguments]
+    )
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.asm(function, text, constraints, list(args), side_effect=False)
+
+    if len(arguments) != 1:
+        raise NotImplementedError(f"{len(arguments)} operands")
+
+    def typing(typingctx: Any, value: Any) -> Any:
+        return signature(result, *arguments), codegen
+
+    return intrinsic(text, typing)
+
+
+half_to_float = _assembly("cvt.f32.f16 $0, $1;", types.float32, types.uint16)
+float_to_half = _assembly("cvt.rn.f16.f32 $0, $1;", types.uint16, types.float32)
+double_to_half = _assembly("cvt.rn.f16.f64 $0, $1;", types.uint16, types.float64)
+integer_to_half = _assembly("cvt.rn.f16.s64 $0, $1;", types.uint16, types.int64)
+
+
+def _bits_to_float(typingctx: Any, bits: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], F32)
+
+    return signature(types.float32, types.uint32), codegen
+
+
+def _float_to_bits(typingctx: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], I32)
+
+    return signature(types.uint32, types.float32), codegen
+
+
+def _fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c, rounded once."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.fma(*args)
+
+    return signature(c, c, c, c), codegen
+
+
+bits_to_float = intrinsic("bits_to_float", _bits_to_float)
+float_to_bits = intrinsic("float_to_bits", _float_to_bits)
+fma = intrinsic("fma", _fma)
+
+
+def _truncate_to_float(typingctx: Any, value: Any) -> Any:
+    """Return a float64 or int64 as float32, rounded towards zero."""
+    source, constraint = ("f64", "d") if value == types.float64 else ("s64", "l")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function = ir.FunctionType(F32, [REGISTERS[value][0]])
+        text = f"cvt.rz.f32.{source} $0, $1;"
+        return builder.asm(function, text, f"=f,{constraint}", list(args), side_effect=False)
+
+    return signature(types.float32, value), codegen
+
+
+def _round_even(typingctx: Any, value: Any) -> Any:
+    """Return the nearest integral value, halves to even."""
+    bits, constraint = ("f64", "d") if value == types.float64 else ("f32", "f")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = REGISTERS[value][0]
+        function = ir.FunctionType(kind, [kind])
+        text = f"cvt.rni.{bits}.{bits} $0, $1;"
+        return builder.asm(
+            function, text, f"={constraint},{constraint}", list(args), side_effect=False
+        )
+
+    return signature(value, value), codegen
+
+
+truncate_to_float = intrinsic("truncate_to_float", _truncate_to_float)
+round_even = intrinsic("round_even", _round_even)
+
+
+@lru_cache
+def round_to_integer(name: str) -> Any:
+    """Return ``convert(float32)`` to an integer of at most 32 bits.
+
+    Rounds half to even and saturates; NaN becomes 0 (PTX ISA, cvt: for sources other than f64 and
+    results of at most 32 bits).
+    """
+    kind = getattr(types, name)
+    suffix = ("u" if name.startswith("u") else "s") + name.lstrip("uint")
+
+    def convert(typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            function = ir.FunctionType(I32, [F32])
+            text = f"cvt.rni.{suffix}.f32 $0, $1;"
+            wide = builder.asm(function, text, "=r,f", list(args), side_effect=False)
+            width = context.get_value_type(kind)
+            return wide if width == I32 else builder.trunc(wide, width)
+
+        return signature(kind, types.float32), codegen
+
+    return intrinsic(f"round_to_{name}", convert)
+
+
+def _element_pointer(context: Any, builder: Any, kind: Any, value: Any, index: Any) -> Any:
+    data = (
+        context.make_array(kind)(context, builder, value=value).data
+        if (isinstance(kind, types.Array))
+        else value
+    )
+    return builder.gep(data, [index], inbounds=True)
+
+
+def _parts(count: int, dtype: Any) -> tuple[int, int]:
+    """Return how many accesses of at most 16 bytes make a vector, and elements in each."""
+    size = dtype.bitwidth // 8 * count
+    accesses = max(1, size // 16)
+    return accesses, count // accesses
+
+
+@lru_cache
+def _loader(count: int, dtype: Any, invariant: bool) -> Any:
+    accesses, elements = _parts(count, dtype)
+    align = elements * dtype.bitwidth // 8
+    result = types.UniTuple(dtype, count)
+
+    def load(typingctx: Any, pointer: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            scalar = context.get_data_type(dtype)
+            vector = ir.VectorType(scalar, elements)
+            start = _element_pointer(context, builder, pointer, args[0], args[1])
+            values = []
+            for access in range(accesses):
+                part = builder.gep(start, [I32(access * elements)], inbounds=True)
+                loaded = builder.load(builder.bitcast(part, vector.as_pointer()), align=align)
+                if invariant:
+                    loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+                values += [builder.extract_element(loaded, I32(j)) for j in range(elements)]
+            return context.make_tuple(builder, result, values)
+
+        return signature(result, pointer, index), codegen
+
+    return intrinsic(f"load_{count}_{dtype}_{invariant}", load)
+
+
+def load_vector(count: int, dtype: Any) -> Any:
+    """Return ``load(pointer or shared array, index) -> count elements``."""
+    return _loader(count, dtype, False)
+
+
+def load_global_vector(count: int, dtype: Any) -> Any:
+    """Return ``load(pointer, index) -> count elements`` of memory that no kernel writes."""
+    return _loader(count, dtype, True)
+
+
+@lru_cache
+def store_vector(count: int, dtype: Any) -> Any:
+    """Return ``store(pointer or shared array, index, count elements)``."""
+    accesses, elements = _parts(count, dtype)
+    align = elements * dtype.bitwidth // 8
+
+    def store(typingctx: Any, pointer: Any, index: Any, values: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            scalar = context.get_data_type(dtype)
+            vector = ir.VectorType(scalar, elements)
+            start = _element_pointer(context, builder, pointer, args[0], args[1])
+            for access in range(accesses):
+                packed = ir.Constant(vector, ir.Undefined)
+                for j in range(elements):
+                    value = builder.extract_value(args[2], access * elements + j)
+                    packed = builder.insert_element(packed, value, I32(j))
+                part = builder.gep(start, [I32(access * elements)], inbounds=True)
+                builder.store(packed, builder.bitcast(part, vector.as_pointer()), align=align)
+            return context.get_dummy_value()
+
+        return signature(types.none, pointer, index, types.UniTuple(dtype, count)), codegen
+
+    return intrinsic(f"store_{count}_{dtype}", store)
+
+
+def _mark_unrolled(function: Any) -> None:
+    """Make ``function`` print ``llvm.loop.unroll.full`` on the loops around its marks.
+
+    llvmlite gives a loop its back edge only when the whole function is built, so the metadata is
+    set just before the function is printed.
+    """
+    print_body = function.descr_body
+    marks: dict[str, bool] = {}
+    function.unroll_marks = marks
+
+    def descr_body(buffer: Any) -> Any:
+        position = {block.name: i for i, block in enumerate(function.blocks)}
+        edges = [
+            (position[target.name], i, block.terminator)
+            for i, block in enumerate(function.blocks)
+            if block.terminator is not None
+            for target in block.terminator.operands
+            if isinstance(target, ir.Block) and position[target.name] <= i
+        ]
+        for name in marks:
+            at = position[name]
+            headers = [edge[0] for edge in edges if edge[0] <= at <= edge[1]]
+            if not headers:
+                raise RuntimeError("unroll() stands outside of a loop")
+            # `continue` gives a loop several latches; they share one identity.
+            latches = [edge[2] for edge in edges if edge[0] == max(headers)]
+            if "llvm.loop" not in latches[0].metadata:
+                module = function.module
+                full = module.add_metadata(["llvm.loop.unroll.full"])
+                label = ir.MetaDataString(module, f"{function.name[-40:]}-{max(headers)}")
+                loop = module.add_metadata([full, label])
+                loop.operands = (loop, full)
+                for latch in latches:
+                    latch.set_metadata("llvm.loop", loop)
+        return print_body(buffer)
+
+    function.descr_body = descr_body
+
+
+def _unroll(typingctx: Any) -> Any:
+    """Mark the loop around this call to be unrolled in full."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if not hasattr(builder.function, "unroll_marks"):
+            _mark_unrolled(builder.function)
+        builder.function.unroll_marks[builder.block.name] = True
+        return context.get_dummy_value()
+
+    return signature(types.none), codegen
+
+
+unroll = intrinsic("unroll", _unroll)

@@ -1,0 +1,374 @@
+"""The one module that knows ``numba.cuda``: kernels, launches, device arrays, what is available.
+
+Kernels are compiled for explicit signatures of pointers and numbers and launched through
+``cuda.core`` with raw addresses, because Numba's own path types and unpacks every array anew: 5 + 2
+parameters a dimension, and some 20 to 90 us. In Numba's simulator the same calls run the same
+Python source, with a ``HostPointer`` in place of each address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import cuda
+from numba.cuda import types
+from numba.cuda.core import config as _config
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+__all__ = [
+    "SHARED_DEFAULT",
+    "SIMULATOR",
+    "VERSION",
+    "Kernel",
+    "View",
+    "available",
+    "cuda",
+    "device_function",
+    "empty",
+    "intrinsic",
+    "signature",
+    "to_device",
+    "to_host",
+    "types",
+    "upload",
+    "view",
+]
+
+SIMULATOR = bool(_config.ENABLE_CUDASIM)
+
+if not SIMULATOR:
+    from numba.cuda import dispatcher as _dispatcher
+    from numba.cuda import extending as _extending
+    from numba.cuda.cudadrv import driver as _driver
+    from numba.cuda.typing import signature as _signature
+
+# Static and dynamic shared memory that every device grants without being asked for more.
+SHARED_DEFAULT = 48 * 1024
+
+# Part of every kernel's closure, so that Numba's disk cache, whose key is the kernel's own file,
+# forgets what other files of this package compiled to.
+VERSION = 1
+
+
+def signature(*parts: Any) -> Any:
+    """Return a signature: the result's type, then the arguments'."""
+    return _signature(*parts)
+
+
+def intrinsic(key: str, typing: Callable[..., Any]) -> Any:
+    """Return a function that kernels call and whose code ``typing`` emits.
+
+    key: names it for good. Numba's disk cache hashes what a kernel calls; by default an intrinsic
+        has a random name in each process, and no kernel would ever be found again.
+    """
+    made = _extending.intrinsic(typing)
+    made._set_uuid(f"numbasep-{VERSION}-{key}")
+    return made
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """Return a plain Python function as one that kernels can call."""
+    return function if SIMULATOR else cuda.jit(device=True, forceinline=True)(function)
+
+
+class HostPointer:
+    """The simulator's pointer: elements of host memory around a first one, bounds checked."""
+
+    __slots__ = ("elements", "origin", "owner")
+
+    def __init__(self, low: int, high: int, address: int, dtype: Any, owner: Any) -> None:
+        kind = np.dtype(dtype)
+        buffer = (ctypes.c_uint8 * (high - low)).from_address(low)
+        self.elements: Array = np.ctypeslib.as_array(buffer).view(kind)
+        self.origin = (address - low) // kind.itemsize
+        self.owner = owner
+
+    def _at(self, index: int, count: int) -> int:
+        start = self.origin + index
+        if not 0 <= start <= len(self.elements) - count:
+            raise IndexError(
+                f"element {index} lies outside of an array that holds {-self.origin} to "
+                f"{len(self.elements) - self.origin - 1}"
+            )
+        return int(start)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.elements[self._at(index, 1)]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.elements[self._at(index, 1)] = value
+
+    def vector(self, index: int, count: int) -> Array:
+        """Return ``count`` elements; refuse an address that is not aligned to all of them."""
+        start = self._at(index, count)
+        found: Array = self.elements[start : start + count]
+        size = min(found.nbytes, 16)
+        if found.ctypes.data % size:
+            raise ValueError(f"misaligned access of {size} bytes at element {index}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A device array as the launchers see it: address, shape, strides in bytes."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    owner: Any
+
+    def pointer(self, dtype: Any) -> Any:
+        """Return what a kernel takes as ``types.CPointer(dtype)``."""
+        if not SIMULATOR:
+            return self.address
+        low = high = self.address
+        for size, stride in zip(self.shape, self.strides, strict=True):
+            low += min(0, (size - 1) * stride)
+            high += max(0, (size - 1) * stride)
+        itemsize = self.owner.dtype.itemsize if 0 not in self.shape else 0
+        return HostPointer(low, high + itemsize, self.address, _numpy(dtype), self.owner)
+
+
+def _numpy(dtype: Any) -> np.dtype[Any]:
+    return np.dtype(str(dtype))
+
+
+def view(array: Any) -> View:
+    """Return where a device array's elements are."""
+    if SIMULATOR:
+        host = getattr(array, "_ary", array)
+        found = host.__array_interface__
+        return View(found["data"][0], host.shape, host.strides, host)
+    found = array.__cuda_array_interface__
+    shape = found["shape"]
+    strides = found.get("strides")
+    if strides is None:
+        strides, step = [], np.dtype(found["typestr"]).itemsize
+        for size in reversed(shape):
+            strides.insert(0, step)
+            step *= size
+    return View(found["data"][0], shape, tuple(strides), array)
+
+
+def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype that Numba knows and that has the same size."""
+    return np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
+
+
+def _stream_handle(stream: Any) -> int:
+    """Return the handle of a stream of numba.cuda, cuda.core, CuPy or torch, or an integer."""
+    if stream is None:
+        return 0
+    if isinstance(stream, int):
+        return stream
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    for name in ("cuda_stream", "ptr", "handle"):
+        if hasattr(stream, name):
+            return int(getattr(stream, name) or 0)
+    raise TypeError(
+        f"stream: {stream!r} is no CUDA stream; pass one of numba.cuda, cuda.core, CuPy or torch, "
+        "or its handle as an integer"
+    )
+
+
+@cache
+def _core_stream(handle: int) -> Any:
+    return _driver._to_core_stream(cuda.external_stream(handle) if handle else 0)
+
+
+def _numba_stream(stream: Any) -> Any:
+    handle = _stream_handle(stream) if not SIMULATOR else 0
+    return cuda.external_stream(handle) if handle else 0
+
+
+def to_device(array: Array, stream: Any = None) -> Any:
+    """Return a copy of a C-ordered host array on the device; bfloat16 becomes its bits."""
+    return cuda.to_device(array.view(_plain(array.dtype)), stream=_numba_stream(stream))
+
+
+def empty(shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
+    """Return a fresh device array; bfloat16 becomes its bits."""
+    kind = _plain(np.dtype(dtype))
+    return cuda.device_array(tuple(shape), kind, stream=_numba_stream(stream))
+
+
+def to_host(array: Any, out: Array, stream: Any = None) -> None:
+    """Copy a device array into a host array of any strides, and wait for it."""
+    handle = _numba_stream(stream)
+    host = array.copy_to_host(stream=handle)
+    if handle:
+        handle.synchronize()
+    out[...] = host.view(out.dtype)
+
+
+class Kernel:
+    """A CUDA kernel of one signature, compiled when first launched.
+
+    arguments: types of the parameters; pointers as ``types.CPointer``.
+    threads, blocks: the most threads in a block, and blocks that should fit on a multiprocessor.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        arguments: Sequence[Any],
+        threads: int,
+        blocks: int | None = None,
+    ) -> None:
+        self.function = function
+        self.arguments = tuple(arguments)
+        self.bounds = threads if blocks is None else (threads, blocks)
+        self._lock = threading.Lock()
+        self._compiled: dict[int, Any] = {}
+        self._shared: dict[int, int] = {}
+        self._dispatcher: Any = None
+        self._configurations: dict[tuple[int, int, int], Any] = {}
+
+    def signature(self) -> Any:
+        """Return the signature as ``cuda.compile`` takes it."""
+        return types.void(*self.arguments)
+
+    def launch(
+        self, grid: int, block: int, shared: int, stream: Any, arguments: Sequence[Any]
+    ) -> None:
+        """Start the kernel on ``grid`` blocks of ``block`` threads.
+
+        shared: bytes of dynamic shared memory.
+        arguments: pointers as ``View.pointer`` gives them, numbers as NumPy scalars of the
+            parameters' types; tuples as sequences of them, flattened.
+        """
+        if SIMULATOR:
+            self._simulate(grid, block, shared, arguments)
+            return
+        device = cuda.get_current_device().id
+        kernel = self._compiled.get(device) or self._compile(device)
+        if shared > self._shared.get(device, SHARED_DEFAULT):
+            self._raise_shared(device, kernel, shared)
+        key = grid, block, shared
+        configuration = self._configurations.get(key)
+        if configuration is None:
+            if len(self._configurations) >= 256:
+                self._configurations.clear()
+            configuration = _dispatcher.LaunchConfig(
+                grid=(grid, 1, 1), block=(block, 1, 1), shmem_size=shared
+            )
+            self._configurations[key] = configuration
+        _dispatcher.launch(_core_stream(_stream_handle(stream)), configuration, kernel, *arguments)
+
+    def _compile(self, device: int) -> Any:
+        with self._lock:
+            if self._dispatcher is None:
+                self._dispatcher = cuda.jit(
+                    self.signature(), cache=True, launch_bounds=self.bounds
+                )(self.function)
+            (compiled,) = self._dispatcher.overloads.values()
+            compiled.bind()
+            kernel = compiled._codelibrary.get_cufunc().kernel
+            self._compiled[device] = kernel
+            return kernel
+
+    def _raise_shared(self, device: int, kernel: Any, shared: int) -> None:
+        """Ask the driver to grant more dynamic shared memory than by default."""
+        from cuda.bindings import driver
+
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        current = cuda.get_current_device()
+        (status,) = driver.cuKernelSetAttribute(
+            attribute, shared, driver.CUkernel(int(kernel.handle)), driver.CUdevice(current.id)
+        )
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(
+                f"the device refuses {shared} bytes of shared memory a block: {status.name}"
+            )
+        self._shared[device] = shared
+
+    def _simulate(self, grid: int, block: int, shared: int, arguments: Sequence[Any]) -> None:
+        flat = iter(arguments)
+        packed = [
+            tuple(next(flat) for _ in range(kind.count))
+            if isinstance(kind, types.UniTuple)
+            else _unpacked(next(flat))
+            for kind in self.arguments
+        ]
+        with np.errstate(all="ignore"):
+            cuda.jit(self.function)[grid, block, 0, shared](*packed)
+
+
+def _unpacked(value: Any) -> Any:
+    """Python's integers do not overflow and are faster than NumPy's scalars."""
+    return int(value) if isinstance(value, np.integer) else value
+
+
+class _Uploads:
+    """Small arrays kept on the device, found again by their content."""
+
+    def __init__(self, capacity: int) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        self._capacity = capacity
+
+    def get(self, array: Array, stream: Any) -> Any:
+        """Return a device copy of a C-ordered array, for work on ``stream``."""
+        # A copy made in the order of one stream is not there yet for another.
+        handle = 0 if SIMULATOR else _stream_handle(stream)
+        device = 0 if SIMULATOR else cuda.get_current_device().id
+        key = array.dtype.str, array.tobytes(), handle, device
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                found = to_device(array, stream)
+                self._kept[key] = found
+                if len(self._kept) > self._capacity:
+                    self._kept.popitem(last=False)
+            else:
+                self._kept.move_to_end(key)
+            return found
+
+
+upload = _Uploads(64).get
+
+
+def available() -> tuple[bool, str]:
+    """Return whether kernels can run here, and why or why not."""
+    version = importlib.metadata.version("numba-cuda")
+    if SIMULATOR:
+        return True, f"Numba's CUDA simulator (numba-cuda {version}, NUMBA_ENABLE_CUDASIM=1)"
+    try:
+        if not cuda.is_available():
+            return False, f"no CUDA device answers (numba-cuda {version}); see nvidia-smi"
+        device = cuda.get_current_device()
+    except Exception as error:  # The driver's errors have no common base class.
+        return False, f"the CUDA driver fails: {str(error).splitlines()[0]}"
+    name = device.name.decode() if isinstance(device.name, bytes) else device.name
+    major, minor = device.compute_capability[:2]
+    if (major, minor) < (7, 5):
+        return False, f"{name}: compute capability {major}.{minor}; the kernels need 7.5 or later"
+    return True, f"{name}, compute capability {major}.{minor}, numba-cuda {version}"
+
+
+@contextlib.contextmanager
+def without_device(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
+    """Let kernels be compiled, not launched, for a device that is not there."""
+    kept = _dispatcher.get_current_device
+    _dispatcher.get_current_device = lambda: _Capability(capability)
+    try:
+        yield
+    finally:
+        _dispatcher.get_current_device = kept
+
+
+@dataclass(frozen=True)
+class _Capability:
+    compute_capability: tuple[int, int]
