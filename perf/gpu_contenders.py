@@ -96,11 +96,6 @@ def of(case: Case, inputs: Data) -> Iterator[Contender | Refused]:
             yield Refused(make.__name__.strip("_"), f"{type(error).__name__}: {text[:1]}")
 
 
-def _arrays(*tensors: Any) -> tuple[Any, ...]:
-    """Return what numbasep is given: the tensors; on the host, their NumPy views."""
-    return tensors if DEVICE == "cuda" else tuple(t.numpy() for t in tensors)
-
-
 def _compiled(case: Case) -> bool:
     return case.dtype == "float32" and any(part in case.name for part in COMPILED)
 
@@ -139,12 +134,12 @@ def _numbasep(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
     import numbasep
 
     out = torch.empty_like(inputs.image)
-    x, target = _arrays(inputs.image, out)
+    image = inputs.image
     columns, rows = inputs.columns, inputs.rows
     kernel = (columns[0], rows[0]) if case.rank == 1 else (columns, rows)
 
     def call() -> Any:
-        numbasep.separable_conv2d(x, kernel, boundary="mirror", out=target, backend=BACKEND)
+        numbasep.separable_conv2d(image, kernel, boundary="mirror", out=out, backend=BACKEND)
         return out
 
     yield GpuContender("numbasep", call, read=_same, out=out)
@@ -312,22 +307,18 @@ def _numbasep_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Ref
     n, channels, height, width = case.out_shape
     shape = case.out_shape if planar else (n, height, width, channels)
     out = torch.empty(shape, dtype=image.dtype, device=DEVICE)
-    x, target = _arrays(image, out)
-    weight = matrix = None
-    if inputs.taps is not None:
-        (weight,) = _arrays(inputs.taps[:, None].contiguous())
-    if inputs.mix is not None:
-        (matrix,) = _arrays(inputs.mix[:, :, None, None].contiguous())
+    weight = None if inputs.taps is None else inputs.taps[:, None].contiguous()
+    matrix = None if inputs.mix is None else inputs.mix[:, :, None, None].contiguous()
     step = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
 
     def run(**more: Any) -> Any:
-        settings = {"layout": case.layout, "out": target, "backend": BACKEND, **more}
+        settings = {"layout": case.layout, "out": out, "backend": BACKEND, **more}
         if weight is None:
-            numbasep.pointwise_conv2d(x, matrix, **settings)
+            numbasep.pointwise_conv2d(image, matrix, **settings)
         elif matrix is None:
-            numbasep.depthwise_conv2d(x, weight, **step, **settings)
+            numbasep.depthwise_conv2d(image, weight, **step, **settings)
         else:
-            numbasep.depthwise_separable_conv2d(x, weight, matrix, **step, **settings)
+            numbasep.depthwise_separable_conv2d(image, weight, matrix, **step, **settings)
         return out
 
     def read(y: Any) -> Any:
