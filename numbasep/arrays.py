@@ -152,13 +152,15 @@ def check_out(out: Array, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse an ``out`` into which a result of this shape and dtype cannot be written."""
     if out.shape != shape:
         raise ValueError(f"out: shape {out.shape} arrived and the result has {shape}; pass that")
-    if out.dtype.name != dtype:
+    if checks.name_of(out.dtype) != dtype:
         raise ValueError(
             f"out: dtype {out.dtype} arrived and the result has {dtype}; pass that, or dtype="
         )
     if not out.flags.writeable:
         raise ValueError("out: the array is read-only; pass a writable one")
-    if any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
+    if 0 in out.strides and any(
+        step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)
+    ):
         raise ValueError(
             "out: elements of the array share memory (a broadcast view); pass a full one"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numbasep import arrays, views
 from numbasep.boundary import NAMES as BOUNDARIES
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
-from numbasep.plan.spatial import Buffer, Spatial, TapsInfo
+from numbasep.plan.spatial import Buffer, Spatial
 from numbasep.taps import Taps, resolve
 
 Array = NDArray[Any]
@@ -122,6 +123,35 @@ def separable_conv2d(
     return kind.wrap(result) if out is None else out
 
 
+def _options(
+    mode: object,
+    boundary: object,
+    fillvalue: object,
+    stride: object,
+    dilation: object,
+    axes: object,
+    dtype: object,
+    *,
+    ndim: int,
+) -> tuple[Any, ...]:
+    """Check the arguments that need nothing but themselves."""
+    return (
+        checks.choice("mode", mode, planner.MODES),
+        checks.choice("boundary", boundary, BOUNDARIES),
+        checks.scalar("fillvalue", fillvalue),
+        checks.pair("stride", stride, 1),
+        checks.pair("dilation", dilation, 1),
+        checks.axes("axes", axes, ndim),
+        None if dtype is None else checks.dtype("dtype", dtype),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _checked(options: tuple[Any, ...], kinds: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """``kinds`` are the options' types: 1, 1.0 and True are equal keys, and not equally right."""
+    return _options(*options, ndim=ndim)
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A checked call: its taps, its plan, where it runs."""
@@ -152,25 +182,20 @@ def prepare(
         raise ValueError(
             f"x: an array of shape {image.shape} arrived; pass at least two dimensions, (..., H, W)"
         )
-    where = checks.choice("backend", "cpu" if backend is None else backend, planner.BACKENDS)
+    where = "cpu" if backend is None else checks.choice("backend", backend, planner.BACKENDS)
     if stream is not None and where == "cpu":
         raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
     taps = resolve(kernel)
     if dtype is None and out is not None:
         dtype = out.dtype
-    spatial = planner.plan(
-        image,
-        TapsInfo(
-            taps.shape, taps.rank, taps.direct, taps.kind, taps.gain if taps.kind == "i" else 0
-        ),
-        checks.choice("mode", mode, planner.MODES),
-        checks.choice("boundary", boundary, BOUNDARIES),
-        checks.scalar("fillvalue", fillvalue),
-        checks.pair("stride", stride, 1),
-        checks.pair("dilation", dilation, 1),
-        checks.axes("axes", axes, len(image.shape)),
-        None if dtype is None else checks.dtype("dtype", dtype),
-    )
+    options = mode, boundary, fillvalue, stride, dilation, axes, dtype
+    kinds = tuple(tuple(map(type, v)) if type(v) is tuple else type(v) for v in options)
+    try:
+        checked = _checked(options, kinds, len(image.shape))
+    except TypeError:
+        # Something without a hash: a list, or an argument that the checks refuse.
+        checked = _options(*options, ndim=len(image.shape))
+    spatial = planner.plan(image, taps.info, *checked)
     if out is not None:
         arrays.check_out(out, spatial.shape, spatial.dtype)
     return Call(taps, spatial, where)

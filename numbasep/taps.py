@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.factorise import SeparableKernel, factorise
+from numbasep.plan.spatial import TapsInfo
 
 Array = NDArray[Any]
 
@@ -54,6 +55,13 @@ class Taps:
         """``i`` (exact integers), ``f`` or ``c``."""
         arrays = [a for a in (self.columns, self.rows, self.dense) if a is not None]
         return np.result_type(*arrays).kind
+
+    @cached_property
+    def info(self) -> TapsInfo:
+        """What a plan knows of the taps."""
+        return TapsInfo(
+            self.shape, self.rank, self.direct, self.kind, self.gain if self.kind == "i" else 0
+        )
 
     @cached_property
     def gain(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbasep.plan.checks import name_of
 from numbasep.plan.layout import Layout, merge
 
 Array = NDArray[Any]
@@ -28,10 +29,10 @@ def contiguous(array: Array, order: tuple[int, ...]) -> Array:
 
 def as_images(array: Array, layout: Layout, storage: str) -> Array:
     """Return a view of shape ``(*batch, rows, columns, channels)`` with elements of ``storage``."""
-    ordered = array.transpose(layout.order)
+    ordered = array if layout.plain else array.transpose(layout.order)
     lead = len(layout.batch) + 2
     view = ordered.reshape(*ordered.shape[:lead], -1 if array.size else 1, copy=False)
-    return view if view.dtype.name == storage else view.view(storage)
+    return view if name_of(view.dtype) == storage else view.view(storage)
 
 
 def loops(image: Array, out: Array) -> tuple[Array, Array]:

@@ -1,81 +1,185 @@
 """Threads that share the work of one call through an atomic counter.
 
-The calling thread starts at once; the others, woken by a queue, take items from the same counter.
-A thread that wakes late finds fewer items or none, and nobody waits for it: the call is over when
-all items are. Kernels release the interpreter's lock and call nothing of Python, so that any number
-of callers can be at work; each thread has its own scratch memory.
+The calling thread starts at once; the others take items from the same counter. A thread that comes
+late finds fewer items or none, and nobody waits for it. All of it runs without the interpreter's
+lock, so that any number of callers can be at work; each thread has its own scratch memory.
+
+To wake a thread can take longer than to filter a small image, so a thread that ran out of work
+watches its mailbox for a while before it sleeps:
+
+    asleep -> ready -> claimed (by a caller) -> posted -> running -> ready -> ... -> asleep
+
+A caller takes a post back that was not picked up when all items are done, and waits for those who
+run: a mailbox never points to the memory of a call that is over.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-# A kernel takes its arguments, a counter (taken, finished) and the address of its scratch memory.
-Kernel = Callable[..., None]
+from numbasep.cpu import atomics
+
+Array = NDArray[Any]
 
 # A thread keeps scratch memory up to this size between calls.
 KEPT_BYTES = 4 << 20
 ALIGNMENT = 64
 
+# How often a thread without work looks for more before it sleeps: some 100 us.
+SPINS = 4000
+
+# A mailbox: its state, a job (function, numbers, counter, items, bytes of scratch memory), and how
+# many jobs its thread has finished.
+STATE, FUNCTION, NUMBERS, COUNTER, ITEMS, SCRATCH, FINISHED = range(7)
+ASLEEP, READY, CLAIMED, POSTED, RUNNING = range(5)
+CACHE_LINE = 8  # int64
+GROW = 1
+
 _local = threading.local()
 _lock = threading.Lock()
-_queues: list[SimpleQueue[Any]] = []
+_workers: list[_Worker] = []
 
 
 def _forget() -> None:
     """A child process has none of its parent's threads."""
-    global _lock, _queues
+    global _lock, _workers
     _lock = threading.Lock()
-    _queues = []
+    _workers = []
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _scratch(size: int) -> tuple[int, NDArray[np.uint8]]:
+@njit("int64(int64, int64, int64)", nogil=True, cache=True)
+def _serve(box: int, scratch: int, size: int) -> int:
+    """Do what is posted until nothing came for a while; GROW asks for more scratch memory."""
+    atomics.publish(box + 8 * STATE, READY)
+    spins = 0
+    while True:
+        if atomics.peek(box + 8 * STATE) == POSTED:
+            if atomics.exchange(box + 8 * STATE, POSTED, RUNNING) == POSTED:
+                if atomics.peek(box + 8 * SCRATCH) > size:
+                    return GROW
+                atomics.call(
+                    atomics.peek(box + 8 * FUNCTION),
+                    atomics.peek(box + 8 * NUMBERS),
+                    atomics.peek(box + 8 * COUNTER),
+                    atomics.peek(box + 8 * ITEMS),
+                    scratch,
+                )
+                atomics.take(box + 8 * FINISHED)
+                atomics.publish(box + 8 * STATE, READY)
+            spins = 0
+        elif spins < SPINS:
+            atomics.pause()
+            spins += 1
+        elif atomics.exchange(box + 8 * STATE, READY, ASLEEP) == READY:
+            return 0
+
+
+@njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=True)
+def _join(function: int, numbers: int, counter: int, items: int, scratch: int) -> None:
+    """Take part in a job."""
+    atomics.call(function, numbers, counter, items, scratch)
+
+
+@njit("void(int64, int64, int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
+def _lead(
+    boxes: int, helpers: int, function: int, numbers: int, counter: int, items: int, size: int,
+    scratch: int,
+) -> None:  # fmt: skip
+    """Post a job to threads that are ready, do it with them, and see it finished."""
+    posted = 0
+    finished = np.empty(64, np.int64)
+    for k in range(min(helpers, 64)):
+        box = boxes + 8 * CACHE_LINE * k
+        if atomics.exchange(box + 8 * STATE, READY, CLAIMED) == READY:
+            atomics.poke(box + 8 * FUNCTION, function)
+            atomics.poke(box + 8 * NUMBERS, numbers)
+            atomics.poke(box + 8 * COUNTER, counter)
+            atomics.poke(box + 8 * ITEMS, items)
+            atomics.poke(box + 8 * SCRATCH, size)
+            finished[k] = atomics.peek(box + 8 * FINISHED)
+            posted |= 1 << k
+            atomics.publish(box + 8 * STATE, POSTED)
+    atomics.call(function, numbers, counter, items, scratch)
+    while atomics.peek(counter + 8) < items:
+        atomics.pause()
+    for k in range(min(helpers, 64)):
+        if posted >> k & 1:
+            box = boxes + 8 * CACHE_LINE * k
+            if atomics.exchange(box + 8 * STATE, POSTED, READY) != POSTED:
+                while atomics.peek(box + 8 * FINISHED) == finished[k]:
+                    atomics.pause()
+
+
+# Of all threads, side by side, so that one address names them.
+MOST_WORKERS = 64
+_boxes = np.zeros((MOST_WORKERS, CACHE_LINE), np.int64)
+
+
+class _Worker:
+    """A thread that takes part in jobs: from its mailbox while awake, from its queue to wake up."""
+
+    def __init__(self, number: int) -> None:
+        self.box = _boxes[number]
+        self.box[STATE] = ASLEEP
+        self.jobs: SimpleQueue[Any] = SimpleQueue()
+        threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True).start()
+
+    def _work(self) -> None:
+        box = self.box
+        address = _address(box)
+        scratch, memory = _scratch(0)
+        while True:
+            if _serve(address, scratch, memory.size - ALIGNMENT) == GROW:
+                scratch, memory = _scratch(int(box[SCRATCH]))
+                _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
+                box[FINISHED] += 1
+            else:
+                function, numbers, counter, items, size, owners = self.jobs.get()
+                if counter[0] < items:
+                    scratch, memory = _scratch(size)
+                    _join(function, _address(numbers), _address(counter), items, scratch)
+                del numbers, counter, owners
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _scratch(size: int) -> tuple[int, Array]:
     """Return the aligned address of this thread's scratch memory, and its owner."""
-    kept: NDArray[np.uint8] | None = getattr(_local, "memory", None)
-    if kept is None or kept.size < size + ALIGNMENT:
-        kept = np.empty(size + ALIGNMENT, np.uint8)
+    kept: tuple[int, Array] | None = getattr(_local, "memory", None)
+    if kept is None or kept[1].size < size + ALIGNMENT:
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+        kept = -(-_address(memory) // ALIGNMENT) * ALIGNMENT, memory
         if size <= KEPT_BYTES:
             _local.memory = kept
-    return -(-kept.ctypes.data // ALIGNMENT) * ALIGNMENT, kept
+    return kept
 
 
-def _work(queue: SimpleQueue[Any]) -> None:
-    while True:
-        kernel, arguments, counter, items, size, owners = queue.get()
-        if counter[0] < items:
-            address, memory = _scratch(size)
-            kernel(*arguments, counter, items, address)
-            del memory
-        del kernel, arguments, counter, owners
-
-
-def _workers(count: int) -> list[SimpleQueue[Any]]:
-    """Return the queues of ``count`` threads, started where they are not there yet."""
-    if len(_queues) < count:
+def _helpers(count: int) -> list[_Worker]:
+    """Return ``count`` workers, started where they are not there yet."""
+    if len(_workers) < count:
         with _lock:
-            while len(_queues) < count:
-                queue: SimpleQueue[Any] = SimpleQueue()
-                threading.Thread(
-                    target=_work, args=(queue,), name=f"numbasep-{len(_queues)}", daemon=True
-                ).start()
-                _queues.append(queue)
-    return _queues[:count]
+            while len(_workers) < count:
+                _workers.append(_Worker(len(_workers)))
+    return _workers[:count]
 
 
 def run(
-    kernel: Kernel,
-    arguments: tuple[Any, ...],
+    function: int,
+    numbers: Array,
     items: int,
     scratch: int,
     threads: int,
@@ -83,12 +187,19 @@ def run(
 ) -> None:
     """Run a kernel until ``items`` work items are finished, on up to ``threads`` threads.
 
-    scratch: bytes of scratch memory for each thread. owners: of the memory that the arguments
-    address, which has to outlive the last thread.
+    function: address of ``void (numbers, counter, items, scratch)``, which takes items from
+        ``counter[0]`` until there are none, and counts those it has finished in ``counter[1]``.
+    scratch: bytes of scratch memory for each thread.
+    owners: of the memory that the numbers address; a thread that wakes late keeps them alive.
     """
     counter = np.zeros(2, np.int64)
-    for queue in _workers(min(threads, items) - 1):
-        queue.put((kernel, arguments, counter, items, scratch, owners))
+    helpers = min(threads, items, MOST_WORKERS + 1) - 1
+    for worker in _helpers(helpers):
+        if worker.box[STATE] == ASLEEP:
+            worker.jobs.put((function, numbers, counter, items, scratch, owners))
     address, memory = _scratch(scratch)
-    kernel(*arguments, counter, items, address)
+    _lead(
+        _address(_boxes), helpers, function, _address(numbers), _address(counter), items, scratch,
+        address,
+    )  # fmt: skip
     del memory

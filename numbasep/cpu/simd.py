@@ -453,32 +453,10 @@ def move(context: Any, src: Any, dst: Any, compute: Any) -> Any:
 
 
 @intrinsic
-def take(context: Any, counter: Any) -> Any:
-    """Add one to the int64 at an address and return what it was, as one step for all threads."""
+def as_pointer(context: Any, address: Any) -> Any:
+    """Return an address as a pointer to int64, for ``numba.carray``."""
 
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
-        pointer = b.inttoptr(args[0], I64.as_pointer())
-        return b.atomic_rmw("add", pointer, ir.Constant(I64, 1), "acq_rel")
+        return b.inttoptr(args[0], I64.as_pointer())
 
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def peek(context: Any, counter: Any) -> Any:
-    """Read the int64 at an address that other threads write."""
-
-    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
-        return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def poke(context: Any, address: Any, value: Any) -> Any:
-    """Write an int64 to an address."""
-
-    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
-        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()))
-        return ctx.get_dummy_value()
-
-    return types.void(types.int64, types.int64), generate
+    return types.CPointer(types.int64)(types.int64), generate

@@ -8,6 +8,7 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,18 @@ def axes(argument: str, value: object, ndim: int) -> tuple[int, int]:
     return first, second
 
 
+@lru_cache(maxsize=256)
+def name_of(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name, which NumPy composes anew each time."""
+    return str(dtype.name)
+
+
 def dtype(argument: str, value: Any, options: Sequence[str] = DTYPES) -> str:
     """Return the name of a dtype that the kernels take."""
     if value is None:
         raise TypeError(f"{argument}: got None; pass a dtype such as 'float32'")
     try:
-        name = str(np.dtype(value).name)
+        name = name_of(np.dtype(value))
     except TypeError:
         if isinstance(value, str):
             return choice(argument, value, options)

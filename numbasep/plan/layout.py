@@ -36,6 +36,11 @@ class Layout:
         """The array's axes, outermost first, as they stand in memory."""
         return (*self.batch, self.rows, self.columns, *self.interleaved)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the axes stand in memory as they are counted."""
+        return self.rows == len(self.batch) and self.columns == self.rows + 1
+
 
 def dense_channels(
     shape: tuple[int, ...],

@@ -1,0 +1,91 @@
+"""Memory that threads share, and calls by address, as Numba intrinsics. Addresses are integers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+I64 = ir.IntType(64)
+
+
+@intrinsic
+def take(context: Any, counter: Any) -> Any:
+    """Add one to the int64 at an address and return what it was, as one step for all threads."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        pointer = b.inttoptr(args[0], I64.as_pointer())
+        return b.atomic_rmw("add", pointer, ir.Constant(I64, 1), "acq_rel")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def peek(context: Any, counter: Any) -> Any:
+    """Read the int64 at an address that other threads write."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.load_atomic(b.inttoptr(args[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def poke(context: Any, address: Any, value: Any) -> Any:
+    """Write an int64 to an address."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        b.store(args[1], b.inttoptr(args[0], I64.as_pointer()))
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def pause(context: Any) -> Any:
+    """Tell the processor that the thread waits."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        if binding.get_process_triple().startswith(("x86_64", "i686")):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.sse2.pause"), [])
+        return ctx.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def exchange(context: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Write an int64 if the one there is as expected; return the one that was there."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        pointer = b.inttoptr(args[0], I64.as_pointer())
+        pair = b.cmpxchg(pointer, args[1], args[2], "acq_rel", "acquire")
+        return b.extract_value(pair, 0)
+
+    return types.int64(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def publish(context: Any, address: Any, value: Any) -> Any:
+    """Write an int64 after everything written before."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        b.store_atomic(args[1], b.inttoptr(args[0], I64.as_pointer()), "release", 8)
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def call(context: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Call the C function ``void (int64, int64, int64, int64)`` at an address."""
+
+    def generate(ctx: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return ctx.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
