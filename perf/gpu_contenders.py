@@ -371,7 +371,7 @@ def _torch_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Refuse
 
         yield GpuContender(name, exact, read=_same, intermediate=narrow)
         if case.op != "depthwise" and case.dtype == "float32" and DEVICE == "cuda":
-            yield GpuContender(f"{name}_tf32", rounded, read=_same, precision="tf32")
+            yield GpuContender(f"{name}_tf32", rounded, read=_same, precision="tf32_truncated")
         if name != "torch" or not _compiled(case):
             continue
         if not _compiler_works():
@@ -409,7 +409,7 @@ def _cublas(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
                 return torch.bmm(weights, flat)
 
             read = lambda y: y.reshape(case.out_shape)  # noqa: E731
-            yield GpuContender("cublas_tf32", rounded, read=read, precision="tf32")
+            yield GpuContender("cublas_tf32", rounded, read=read, precision="tf32_truncated")
         return
     pixels = inputs.image.permute(0, 2, 3, 1).reshape(-1, c)
     transposed = inputs.mix.t().contiguous()

@@ -92,13 +92,14 @@ def roundings(case: Case) -> int:
 def relative_bound(case: Case, precision: str, intermediate: str | None = None) -> float:
     """Return the bound as a share of the scale, the output's own rounding left out.
 
-    precision: the accumulator's, or "tf32". intermediate: dtype in which a contender stores what
+    precision: the accumulator's, or "tf32" ("tf32_truncated" where operands are cut to it, not
+    rounded, as matrix units do by themselves). intermediate: dtype in which a contender stores what
     stands between its passes, where it is narrower.
     """
-    share = gamma(roundings(case), "float32" if precision == "tf32" else precision)
-    if precision == "tf32":
+    share = gamma(roundings(case), "float32" if "tf32" in precision else precision)
+    if "tf32" in precision:
         # Both operands of each product are rounded once.
-        share += 2 * UNIT_ROUNDOFF["tf32"] * 1.01
+        share += 2 * UNIT_ROUNDOFF[precision] * 1.01
     if precision == "float64":
         share *= 2  # the reference rounds as well
     if intermediate is not None:

@@ -176,6 +176,7 @@ UNIT_ROUNDOFF = {
     "float64": 2.0**-53,
     "float32": 2.0**-24,
     "tf32": 2.0**-11,
+    "tf32_truncated": 2.0**-10,
     "float16": 2.0**-11,
     "bfloat16": 2.0**-8,
 }
