@@ -33,6 +33,8 @@ class Contender:
     out: the preallocated output, poisoned before the check; None where call allocates.
     precision, intermediate, levels: what the check allows, see ``reference.bound``.
     floor: True for a memory floor, which computes nothing and is not checked.
+    border: what it mirrors: "reflect" (about the outermost pixel), or "symmetric" for a peer that
+        knows only the other one (GPU only); as in ``np.pad``.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Contender:
     intermediate: str | None = None
     levels: float = 0.0
     floor: bool = False
+    border: str = "reflect"
 
 
 @dataclass(frozen=True)

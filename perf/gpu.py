@@ -144,18 +144,29 @@ def host_clock(call: Callable[[], Any], rounds: int = 5, budget: float = 0.05) -
 # The check ---------------------------------------------------------------------------------------
 
 
-def _separable_reference(image: Any, columns: np.ndarray, rows: np.ndarray) -> Any:
-    """Return the mirrored separable convolution of a (planes, H, W) float64 tensor."""
+def _separable_reference(
+    image: Any, columns: np.ndarray[Any, Any], rows: np.ndarray[Any, Any], border: str
+) -> Any:
+    """Return the separable convolution of a (planes, H, W) float64 tensor.
+
+    border: "reflect" or "symmetric", as in ``np.pad``.
+    """
     taps = rows.shape[1]
-    before, after = taps // 2, (taps - 1) // 2
+
+    def widened(values: Any, axis: int) -> Any:
+        # The anchor of a convolution: (taps - 1) // 2 elements of the taps lie ahead.
+        around = taps - 1 - (taps - 1) // 2, (taps - 1) // 2
+        places = np.pad(np.arange(values.shape[axis]), around, mode=border)  # type: ignore[call-overload]
+        return values.index_select(axis, torch.from_numpy(places).to(DEVICE))
+
     total = torch.zeros_like(image)
     height, width = image.shape[-2:]
     for column, row in zip(columns, rows, strict=True):
-        wide = torch.nn.functional.pad(image[None], (before, after, 0, 0), mode="reflect")[0]
+        wide = widened(image, 2)
         inner = torch.zeros_like(image)
         for k in range(taps):
             inner.add_(wide[:, :, k : k + width], alpha=float(row[taps - 1 - k]))
-        tall = torch.nn.functional.pad(inner[None], (0, 0, before, after), mode="reflect")[0]
+        tall = widened(inner, 1)
         for k in range(taps):
             total.add_(tall[:, k : k + height], alpha=float(column[taps - 1 - k]))
     return total
@@ -218,8 +229,9 @@ def check(case: Case, contender: Contender, data: gpu_contenders.Data) -> Verdic
     for i in range(data.image.shape[0]):
         image = data.image[i : i + 1].double()
         if isinstance(case, Separable):
-            exact = _separable_reference(image[0], data.columns, data.rows)[None]
-            scale = _separable_reference(image[0].abs(), abs(data.columns), abs(data.rows))[None]
+            columns, rows, border = data.columns, data.rows, contender.border
+            exact = _separable_reference(image[0], columns, rows, border)[None]
+            scale = _separable_reference(image[0].abs(), abs(columns), abs(rows), border)[None]
         else:
             taps = None if data.taps is None else data.taps.double()
             mix = None if data.mix is None else data.mix.double()

@@ -201,6 +201,7 @@ def _cupy(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
         "cupy_sepfir2d",
         lambda: signal.sepfir2d(image, row, column),
         read=lambda y: torch.as_tensor(y, device=DEVICE).reshape(inputs.out_shape),
+        border="symmetric",
     )
 
 
