@@ -131,6 +131,7 @@ rehearsal=()
 [ $dry -eq 1 ] && rehearsal=(--rehearsal)
 lines=60 stage summary 30 "$python" -m perf.report "$results"/*.jsonl --plots "$results/plots" \
     "${rehearsal[@]}"
+lines=60 stage goals 20 "$python" -m perf.goals "$results"/*.jsonl "${rehearsal[@]}"
 
 echo "== done in $((SECONDS - started)) s; results in $results"
 if [ -n "$failed" ]; then

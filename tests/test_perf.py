@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import signal
 
-from perf import cases, contenders, machine, reference, report, run, timing
+from perf import cases, contenders, goals, machine, reference, report, run, timing
 from perf.cases import Case, Channelwise, Separable
 from perf.contenders import Contender
 
@@ -286,6 +286,17 @@ def test_a_rehearsal_is_no_result(tmp_path: Path) -> None:
     path.write_text("\n".join(map(run.line, rows)))
     assert report.read([path]) == rows
     assert report.read([path], rehearsed=False) == rows[:1]
+
+
+def test_goals_name_the_cells_that_fall_short() -> None:
+    rows = [fake("a", "opencv", 4.0), fake("b", "opencv", 0.5), fake("a", "scipy", 25.0)]
+    text = "\n".join(goals.lines(rows))
+    assert "SHORT         CPU separable float32 over OpenCV, mean: 1.41, at least 2.3" in text
+    assert "SHORT         CPU separable float32 over OpenCV, cells: 0.50, at least 0.9" in text
+    assert "0.50  separable/float32/b" in text
+    assert "separable/float32/a" not in text
+    assert "reached       CPU separable float32 over scipy, mean: 25.00, at least 20" in text
+    assert "not measured  CPU separable uint8 over OpenCV, mean: at least 1.6" in text
 
 
 def test_summary_names_what_was_refused() -> None:
