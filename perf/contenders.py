@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,23 +28,26 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 class Contender:
     """One way to compute a case.
 
-    call: computes it once. read: call's return value as a host array of the case's output shape.
+    call: computes it once. read: call's return value as an array (on a GPU: a tensor) of the
+        case's output shape.
     out: the preallocated output, poisoned before the check; None where call allocates.
     precision, intermediate, levels: what the check allows, see ``reference.bound``.
     floor: True for a memory floor, which computes nothing and is not checked.
     border: what it mirrors: "reflect" (about the outermost pixel), or "symmetric" for a peer that
         knows only the other one (GPU only); as in ``np.pad``.
+    host_timed: True where events of the GPU's default stream do not see its work (JAX).
     """
 
     name: str
     call: Callable[[], Any]
-    read: Callable[[Any], Array] = np.asarray
-    out: Array | None = None
+    read: Callable[[Any], Any] = np.asarray
+    out: Any = None
     precision: str = "float32"
     intermediate: str | None = None
     levels: float = 0.0
     floor: bool = False
     border: str = "reflect"
+    host_timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Refused:
     reason: str
 
 
-def optional(name: str) -> ModuleType | None:
+def optional(name: str) -> Any:
     """Import a peer, or return None where it is not installed."""
     try:
         return importlib.import_module(name)

@@ -48,13 +48,6 @@ class Data:
     mix: Any = None
 
 
-@dataclass(frozen=True)
-class GpuContender(Contender):
-    """host_timed: True where events of the default stream do not see its work (JAX)."""
-
-    host_timed: bool = False
-
-
 def allow_tf32(allowed: bool) -> None:
     """Let PyTorch round float32 operands to tf32, or not."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -118,13 +111,13 @@ def _with_compiled(
     case: Case, name: str, call: Callable[[], Any], read: Callable[[Any], Any], **settings: Any
 ) -> Iterator[Contender | Refused]:
     """Yield a torch contender, and its compiled twin where the case asks for one."""
-    yield GpuContender(name, call, read=read, **settings)
+    yield Contender(name, call, read=read, **settings)
     if not _compiled(case):
         return
     if not _compiler_works():
         yield Refused(f"{name}_compile", "torch.compile does not work here")
         return
-    yield GpuContender(f"{name}_compile", torch.compile(call), read=read, **settings)
+    yield Contender(f"{name}_compile", torch.compile(call), read=read, **settings)
 
 
 # Separable ---------------------------------------------------------------------------------------
@@ -142,7 +135,7 @@ def _numbasep(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
         numbasep.separable_conv2d(image, kernel, boundary="mirror", out=out, backend=BACKEND)
         return out
 
-    yield GpuContender("numbasep", call, read=_same, out=out)
+    yield Contender("numbasep", call, read=_same, out=out)
 
 
 def _same(tensor: Any) -> Any:
@@ -181,7 +174,7 @@ def _torch(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
         padded = functional.pad(image_last, (k // 2, (k - 1) // 2) * 2, mode="reflect")
         return functional.conv2d(functional.conv2d(padded, across_last), down_last)
 
-    yield GpuContender("torch_channels_last", call_last, read=read, intermediate=narrow)
+    yield Contender("torch_channels_last", call_last, read=read, intermediate=narrow)
 
 
 def _cupy(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
@@ -197,7 +190,7 @@ def _cupy(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
         return
     image = cupy.asarray(inputs.image[0, 0])
     row, column = cupy.asarray(inputs.rows[0]), cupy.asarray(inputs.columns[0])
-    yield GpuContender(
+    yield Contender(
         "cupy_sepfir2d",
         lambda: signal.sepfir2d(image, row, column),
         read=lambda y: torch.as_tensor(y, device=DEVICE).reshape(inputs.out_shape),
@@ -233,7 +226,7 @@ def _ndimage(
     # Integer images: the intermediate and the result are truncated to the image's dtype.
     levels = 1.5 if case.dtype == "uint8" else 0.0
     narrow = case.dtype if case.dtype == "float16" else None
-    yield GpuContender(name, call, read=_same, out=out, levels=levels, intermediate=narrow)
+    yield Contender(name, call, read=_same, out=out, levels=levels, intermediate=narrow)
 
 
 def _opencv(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
@@ -259,7 +252,7 @@ def _opencv(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
     def read(_: Any) -> Any:
         return torch.from_numpy(target.download()).to(DEVICE).reshape(inputs.out_shape)
 
-    yield GpuContender("opencv_cuda", lambda: both.apply(image, target), read=read, levels=1.0)
+    yield Contender("opencv_cuda", lambda: both.apply(image, target), read=read, levels=1.0)
 
 
 def _jax(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
@@ -267,7 +260,7 @@ def _jax(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
     if jax is None or case.dtype == "uint8" or case.rank != 1:
         yield Refused("jax", "not installed" if jax is None else "floating, one term only")
         return
-    numpy: Any = optional("jax.numpy")
+    numpy = optional("jax.numpy")
     planes = inputs.image.reshape(-1, 1, *inputs.image.shape[-2:])
     if planes.numel() > 2**27:
         yield Refused("jax", "left out above 2**27 elements: it reserves memory of its own")
@@ -289,7 +282,7 @@ def _jax(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
         return torch.from_numpy(np.array(y)).to(DEVICE).reshape(inputs.out_shape)
 
     narrow = case.dtype if case.dtype == "float16" else None
-    yield GpuContender(
+    yield Contender(
         "jax", lambda: both(image).block_until_ready(), read, intermediate=narrow, host_timed=True
     )
 
@@ -327,13 +320,13 @@ def _numbasep_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Ref
 
     # A fused kernel may keep the depthwise tile in the image's own dtype.
     narrow = case.dtype if case.dtype == "float16" and case.op == "fused" else None
-    yield GpuContender("numbasep", run, read=read, out=out, intermediate=narrow)
+    yield Contender("numbasep", run, read=read, out=out, intermediate=narrow)
     if case.op != "depthwise" and case.dtype == "float32" and BACKEND == "cuda":
         tf32 = lambda: run(precision="tf32")  # noqa: E731
-        yield GpuContender("numbasep_tf32", tf32, read=read, out=out, precision="tf32")
+        yield Contender("numbasep_tf32", tf32, read=read, out=out, precision="tf32")
     if case.op == "fused":
         unfused = lambda: run(fuse=False)  # noqa: E731
-        yield GpuContender("numbasep_unfused", unfused, read=read, out=out, intermediate=narrow)
+        yield Contender("numbasep_unfused", unfused, read=read, out=out, intermediate=narrow)
 
 
 def _torch_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
@@ -370,9 +363,9 @@ def _torch_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Refuse
             allow_tf32(True)
             return layer(image, weight, matrix)
 
-        yield GpuContender(name, exact, read=_same, intermediate=narrow)
+        yield Contender(name, exact, read=_same, intermediate=narrow)
         if case.op != "depthwise" and case.dtype == "float32" and DEVICE == "cuda":
-            yield GpuContender(f"{name}_tf32", rounded, read=_same, precision="tf32_truncated")
+            yield Contender(f"{name}_tf32", rounded, read=_same, precision="tf32_truncated")
         if name != "torch" or not _compiled(case):
             continue
         if not _compiler_works():
@@ -386,7 +379,7 @@ def _torch_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Refuse
             allow_tf32(False)
             return fast(image, weight, matrix)
 
-        yield GpuContender(f"{name}_compile", compiled, read=_same)
+        yield Contender(f"{name}_compile", compiled, read=_same)
 
 
 def _cublas(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
@@ -402,7 +395,7 @@ def _cublas(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
             allow_tf32(False)
             return torch.bmm(weights, flat)
 
-        yield GpuContender("cublas", call, read=lambda y: y.reshape(case.out_shape))
+        yield Contender("cublas", call, read=lambda y: y.reshape(case.out_shape))
         if case.dtype == "float32" and DEVICE == "cuda":
 
             def rounded() -> Any:
@@ -410,7 +403,7 @@ def _cublas(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
                 return torch.bmm(weights, flat)
 
             read = lambda y: y.reshape(case.out_shape)  # noqa: E731
-            yield GpuContender("cublas_tf32", rounded, read=read, precision="tf32_truncated")
+            yield Contender("cublas_tf32", rounded, read=read, precision="tf32_truncated")
         return
     pixels = inputs.image.permute(0, 2, 3, 1).reshape(-1, c)
     transposed = inputs.mix.t().contiguous()
@@ -422,7 +415,7 @@ def _cublas(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
     def read_nhwc(y: Any) -> Any:
         return y.reshape(n, height, width, -1).permute(0, 3, 1, 2)
 
-    yield GpuContender("cublas", call_nhwc, read=read_nhwc)
+    yield Contender("cublas", call_nhwc, read=read_nhwc)
 
 
 SEPARABLE: tuple[Callable[..., Iterator[Contender | Refused]], ...] = (
