@@ -135,80 +135,141 @@ def round_to_integer(name: str) -> Any:
     return intrinsic(f"round_to_{name}", convert)
 
 
-def _element_pointer(context: Any, builder: Any, kind: Any, value: Any, index: Any) -> Any:
-    data = (
-        context.make_array(kind)(context, builder, value=value).data
-        if (isinstance(kind, types.Array))
-        else value
-    )
-    return builder.gep(data, [index], inbounds=True)
-
-
 def _parts(count: int, dtype: Any) -> tuple[int, int]:
     """Return how many accesses of at most 16 bytes make a vector, and elements in each."""
-    size = dtype.bitwidth // 8 * count
-    accesses = max(1, size // 16)
+    accesses = max(1, dtype.bitwidth // 8 * count // 16)
     return accesses, count // accesses
 
 
-@lru_cache
-def _loader(count: int, dtype: Any, invariant: bool) -> Any:
+def _load(context: Any, builder: Any, start: Any, count: int, dtype: Any) -> tuple[Any, Any]:
+    """Emit the load of a vector; return the instructions and its elements."""
     accesses, elements = _parts(count, dtype)
-    align = elements * dtype.bitwidth // 8
+    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    loads, values = [], []
+    for access in range(accesses):
+        part = builder.gep(start, [I32(access * elements)], inbounds=True)
+        pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
+        loads.append(builder.load(pointer, align=elements * dtype.bitwidth // 8))
+        values += [builder.extract_element(loads[-1], I32(j)) for j in range(elements)]
+    return loads, values
+
+
+def _store(context: Any, builder: Any, start: Any, values: Any, count: int, dtype: Any) -> None:
+    """Emit the store of a tuple of ``count`` elements."""
+    accesses, elements = _parts(count, dtype)
+    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    for access in range(accesses):
+        packed = ir.Constant(vector, ir.Undefined)
+        for j in range(elements):
+            value = builder.extract_value(values, access * elements + j)
+            packed = builder.insert_element(packed, value, I32(j))
+        part = builder.gep(start, [I32(access * elements)], inbounds=True)
+        pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
+        builder.store(packed, pointer, align=elements * dtype.bitwidth // 8)
+
+
+def _global(context: Any, builder: Any, pointer: Any, offset: Any, dtype: Any) -> Any:
+    """Return a byte pointer moved by an offset, to elements in global memory."""
+    moved = builder.gep(pointer, [offset])
+    kind = context.get_data_type(dtype).as_pointer()
+    return builder.addrspacecast(builder.bitcast(moved, kind), kind.pointee.as_pointer(1))
+
+
+@lru_cache
+def load_bytes(count: int, dtype: Any) -> Any:
+    """Return ``load(byte pointer, byte offset) -> count elements`` that no kernel writes."""
     result = types.UniTuple(dtype, count)
 
-    def load(typingctx: Any, pointer: Any, index: Any) -> Any:
+    def load(typingctx: Any, pointer: Any, offset: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            scalar = context.get_data_type(dtype)
-            vector = ir.VectorType(scalar, elements)
-            start = _element_pointer(context, builder, pointer, args[0], args[1])
-            values = []
-            for access in range(accesses):
-                part = builder.gep(start, [I32(access * elements)], inbounds=True)
-                loaded = builder.load(builder.bitcast(part, vector.as_pointer()), align=align)
-                if invariant:
-                    loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
-                values += [builder.extract_element(loaded, I32(j)) for j in range(elements)]
+            start = _global(context, builder, args[0], args[1], dtype)
+            loads, values = _load(context, builder, start, count, dtype)
+            for load in loads:
+                load.set_metadata("invariant.load", builder.module.add_metadata([]))
             return context.make_tuple(builder, result, values)
 
-        return signature(result, pointer, index), codegen
+        return signature(result, pointer, offset), codegen
 
-    return intrinsic(f"load_{count}_{dtype}_{invariant}", load)
+    return intrinsic(f"load_bytes_{count}_{dtype}", load)
 
 
+@lru_cache
+def store_bytes(count: int, dtype: Any) -> Any:
+    """Return ``store(byte pointer, byte offset, count elements)``."""
+
+    def store(typingctx: Any, pointer: Any, offset: Any, values: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            start = _global(context, builder, args[0], args[1], dtype)
+            _store(context, builder, start, args[2], count, dtype)
+            return context.get_dummy_value()
+
+        return signature(types.none, pointer, offset, types.UniTuple(dtype, count)), codegen
+
+    return intrinsic(f"store_bytes_{count}_{dtype}", store)
+
+
+@lru_cache
 def load_vector(count: int, dtype: Any) -> Any:
-    """Return ``load(pointer or shared array, index) -> count elements``."""
-    return _loader(count, dtype, False)
+    """Return ``load(shared array, index) -> count elements``."""
+    result = types.UniTuple(dtype, count)
 
+    def load(typingctx: Any, array: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            data = context.make_array(array)(context, builder, value=args[0]).data
+            start = builder.gep(data, [args[1]], inbounds=True)
+            _, values = _load(context, builder, start, count, dtype)
+            return context.make_tuple(builder, result, values)
 
-def load_global_vector(count: int, dtype: Any) -> Any:
-    """Return ``load(pointer, index) -> count elements`` of memory that no kernel writes."""
-    return _loader(count, dtype, True)
+        return signature(result, array, index), codegen
+
+    return intrinsic(f"load_vector_{count}_{dtype}", load)
 
 
 @lru_cache
 def store_vector(count: int, dtype: Any) -> Any:
-    """Return ``store(pointer or shared array, index, count elements)``."""
-    accesses, elements = _parts(count, dtype)
-    align = elements * dtype.bitwidth // 8
+    """Return ``store(shared array, index, count elements)``."""
 
-    def store(typingctx: Any, pointer: Any, index: Any, values: Any) -> Any:
+    def store(typingctx: Any, array: Any, index: Any, values: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            scalar = context.get_data_type(dtype)
-            vector = ir.VectorType(scalar, elements)
-            start = _element_pointer(context, builder, pointer, args[0], args[1])
-            for access in range(accesses):
-                packed = ir.Constant(vector, ir.Undefined)
-                for j in range(elements):
-                    value = builder.extract_value(args[2], access * elements + j)
-                    packed = builder.insert_element(packed, value, I32(j))
-                part = builder.gep(start, [I32(access * elements)], inbounds=True)
-                builder.store(packed, builder.bitcast(part, vector.as_pointer()), align=align)
+            data = context.make_array(array)(context, builder, value=args[0]).data
+            start = builder.gep(data, [args[1]], inbounds=True)
+            _store(context, builder, start, args[2], count, dtype)
             return context.get_dummy_value()
 
-        return signature(types.none, pointer, index, types.UniTuple(dtype, count)), codegen
+        return signature(types.none, array, index, types.UniTuple(dtype, count)), codegen
 
-    return intrinsic(f"store_{count}_{dtype}", store)
+    return intrinsic(f"store_vector_{count}_{dtype}", store)
+
+
+def _advance(typingctx: Any, pointer: Any, count: Any) -> Any:
+    """Return a pointer moved by ``count`` of its elements."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return signature(pointer, pointer, count), codegen
+
+
+def _step_to(typingctx: Any, pointer: Any, index: Any, step: Any) -> Any:
+    """Return a pointer moved by ``index * step`` bytes in one instruction.
+
+    LLVM takes a product of sign-extended integers apart where it knows a sign.
+    """
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        address = builder.ptrtoint(args[0], I64)
+        function = ir.FunctionType(I64, [I32, I32, I64])
+        operands = [args[1], args[2], address]
+        moved = builder.asm(
+            function, "mad.wide.s32 $0, $1, $2, $3;", "=l,r,r,l", operands, side_effect=False
+        )
+        return builder.inttoptr(moved, args[0].type)
+
+    return signature(pointer, pointer, types.int32, types.int32), codegen
+
+
+advance = intrinsic("advance", _advance)
+step_to = intrinsic("step_to", _step_to)
 
 
 def _mark_unrolled(function: Any) -> None:

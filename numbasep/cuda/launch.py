@@ -109,14 +109,21 @@ class HostPointer:
     def __setitem__(self, index: int, value: Any) -> None:
         self.elements[self._at(index, 1)] = value
 
-    def vector(self, index: int, count: int) -> Array:
-        """Return ``count`` elements; refuse an address that is not aligned to all of them."""
-        start = self._at(index, count)
-        found: Array = self.elements[start : start + count]
-        size = min(found.nbytes, 16)
-        if found.ctypes.data % size:
-            raise ValueError(f"misaligned access of {size} bytes at element {index}")
-        return found
+    def advanced(self, count: int) -> HostPointer:
+        """Return a pointer to the element ``count`` after this one's."""
+        moved = HostPointer.__new__(HostPointer)
+        moved.elements, moved.owner = self.elements, self.owner
+        moved.origin = self.origin + count
+        return moved
+
+    def vector(self, offset: int, count: int, dtype: str) -> Array:
+        """Return ``count`` elements at a byte offset, aligned to at most 16 bytes of them."""
+        size = count * np.dtype(dtype).itemsize
+        start = self._at(offset, size)
+        found: Array = self.elements[start : start + size]
+        if found.ctypes.data % min(size, 16):
+            raise ValueError(f"misaligned access of {min(size, 16)} bytes at byte {offset}")
+        return found.view(dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Hardware primitives under one name each, with plain-Python twins for the simulator.
 
 A pointer is a ``types.CPointer`` on a device and a ``HostPointer`` in the simulator; both are
-indexed in elements, relative to where the array starts, negative indices included. Vector accesses
-need an index whose element is aligned to the whole vector; the twins check that, and bounds.
+indexed in elements, relative to where the array starts, negative indices included. One to bytes is
+also moved by ``advance`` and read and written by ``load_bytes`` and ``store_bytes``. Vectors are
+accessed by up to 16 bytes at once and have to be aligned to that; the twins check it, and bounds.
 
 The arithmetic is pinned: ``fma`` is one rounding wherever it runs, so that kernels of different
 shapes give equal bits.
@@ -57,33 +58,55 @@ if SIMULATOR:
     def unroll() -> None:
         """Mark the loop around this call to be unrolled in full."""
 
-    def load_vector(count: int, dtype: Any) -> Callable[..., Any]:
-        """Return ``load(pointer, index) -> count elements``, one access of up to 16 bytes."""
+    def advance(pointer: Any, count: int) -> Any:
+        """Return a byte pointer moved by ``count`` bytes."""
+        return pointer.advanced(count)
 
-        def load(pointer: Any, index: int) -> tuple[Any, ...]:
-            if isinstance(pointer, np.ndarray):
-                assert index % count == 0, f"misaligned vector access at element {index}"
-                assert 0 <= index <= len(pointer) - count, f"element {index} of {len(pointer)}"
-                return tuple(pointer[index : index + count])
-            return tuple(pointer.vector(index, count))
+    def step_to(pointer: Any, index: int, step: int) -> Any:
+        """Return a byte pointer moved by ``index * step``, two 32-bit integers."""
+        return pointer.advanced(index * step)
+
+    def load_bytes(count: int, dtype: Any) -> Callable[..., Any]:
+        """Return ``load(byte pointer, byte offset) -> count elements``: see the device's."""
+
+        def load(pointer: Any, offset: int) -> tuple[Any, ...]:
+            return tuple(pointer.vector(offset, count, str(dtype)))
 
         return load
 
-    load_global_vector = load_vector
+    def store_bytes(count: int, dtype: Any) -> Callable[..., None]:
+        """Return ``store(byte pointer, byte offset, elements)``: see the device's."""
 
-    def store_vector(count: int, dtype: Any) -> Callable[..., None]:
-        """Return ``store(pointer, index, elements)``, one access of up to 16 bytes."""
-
-        def store(pointer: Any, index: int, values: Sequence[Any]) -> None:
+        def store(pointer: Any, offset: int, values: Sequence[Any]) -> None:
             assert len(values) == count
-            if isinstance(pointer, np.ndarray):
-                assert index % count == 0, f"misaligned vector access at element {index}"
-                assert 0 <= index <= len(pointer) - count, f"element {index} of {len(pointer)}"
-                pointer[index : index + count] = values
-            else:
-                pointer.vector(index, count)[:] = values
+            pointer.vector(offset, count, str(dtype))[:] = values
 
         return store
+
+    def load_vector(count: int, dtype: Any) -> Callable[..., Any]:
+        """Return ``load(shared array, index) -> count elements``: see the device's."""
+
+        def load(array: Any, index: int) -> tuple[Any, ...]:
+            return tuple(_vector(array, index, count))
+
+        return load
+
+    def store_vector(count: int, dtype: Any) -> Callable[..., None]:
+        """Return ``store(shared array, index, elements)``: see the device's."""
+
+        def store(array: Any, index: int, values: Sequence[Any]) -> None:
+            assert len(values) == count
+            _vector(array, index, count)[:] = values
+
+        return store
+
+    def _vector(array: Any, index: int, count: int) -> Any:
+        if not 0 <= index <= len(array) - count:
+            raise IndexError(f"elements {index} to {index + count - 1} of {len(array)}")
+        size = min(count * array.itemsize, 16)
+        if index * array.itemsize % size:
+            raise ValueError(f"misaligned access of {size} bytes at element {index}")
+        return array[index : index + count]
 
     def round_to_integer(name: str) -> Callable[[Any], Any]:
         """Return ``convert(float32)`` to an integer of at most 32 bits: see the device's."""
@@ -99,6 +122,7 @@ if SIMULATOR:
 
 else:
     from numbasep.cuda.intrinsics import (
+        advance,
         bits_to_float,
         double_to_half,
         float_to_bits,
@@ -106,10 +130,12 @@ else:
         fma,
         half_to_float,
         integer_to_half,
-        load_global_vector,
+        load_bytes,
         load_vector,
         round_even,
         round_to_integer,
+        step_to,
+        store_bytes,
         store_vector,
         truncate_to_float,
         unroll,
@@ -118,6 +144,7 @@ else:
     i32, u32, i64 = types.int32, types.uint32, types.int64
 
 __all__ = [
+    "advance",
     "bits_to_float",
     "double_to_half",
     "float_to_bits",
@@ -127,10 +154,12 @@ __all__ = [
     "i32",
     "i64",
     "integer_to_half",
-    "load_global_vector",
+    "load_bytes",
     "load_vector",
     "round_even",
     "round_to_integer",
+    "step_to",
+    "store_bytes",
     "store_vector",
     "truncate_to_float",
     "u32",

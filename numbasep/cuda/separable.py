@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from numbasep.cuda import launch
 from numbasep.cuda.elements import parts, raw_type, real_name
 from numbasep.cuda.general import direct_kernel, general_kernel
-from numbasep.plan.cuda_tiles import CudaTile, choose
+from numbasep.cuda.stream import stream_kernel
+from numbasep.plan.cuda_tiles import (
+    MOST_BLOCKS,
+    SIZES,
+    CudaTile,
+    choose,
+    general,
+)
 from numbasep.plan.geometry import SpatialPlan
 
 Array = NDArray[Any]
-
-# Blocks of one launch; each goes on to further tiles where there are more.
-MOST_BLOCKS = 2**31 - 1
 
 
 def run_separable(
@@ -41,7 +45,10 @@ def run_separable(
     if 0 in target.shape:
         return
     tile = choose(plan) if tile is None else tile
-    _general(plan, source, target, columns, rows, stream, tile)
+    if tile.shape is not None and not _fits(plan, source, target, tile):
+        tile = general(plan)
+    run = _general if tile.shape is None else _stream
+    run(plan, source, target, columns, rows, stream, tile)
 
 
 def run_direct(
@@ -146,6 +153,88 @@ def _general(
             ),
         ),
     )
+
+
+def _stream(
+    plan: SpatialPlan,
+    source: launch.View,
+    target: launch.View,
+    columns: Array,
+    rows: Array,
+    stream: Any,
+    tile: CudaTile,
+) -> None:
+    shape = tile.shape
+    assert shape is not None
+    in_size, out_size = np.dtype(plan.storage).itemsize, np.dtype(plan.output).itemsize
+    tiles_x, tiles_y = _strips(plan, tile)
+    # First the places of columns, then of rows, then the sums, each 16 bytes aligned.
+    rows_at = shape.listed_columns(tile.threads)
+    listed = shape.listed_rows(tile.height)
+    sums_at = (rows_at + listed) * 4 // SIZES[plan.compute]
+    stream_kernel(shape, plan.storage, plan.compute, plan.output).launch(
+        plan.planes * plan.y.dilation * tiles_y * tiles_x,
+        tile.threads,
+        tile.shared,
+        stream,
+        (
+            source.pointer("uint8"),
+            target.pointer("uint8"),
+            np.dtype(plan.compute).type(plan.fillvalue),
+            *np.asarray(columns, plan.compute).reshape(-1),
+            *np.asarray(rows, plan.compute).reshape(-1),
+            np.int64(source.strides[0]),
+            np.int64(target.strides[0]),
+            *map(
+                np.int32,
+                (
+                    source.strides[1],
+                    target.strides[1],
+                    tiles_x,
+                    tiles_y,
+                    tile.width,
+                    tile.height,
+                    *_sizes(plan),
+                    plan.y.origin,
+                    plan.x.origin * plan.channels - shape.shift,
+                    plan.y.dilation,
+                    plan.boundary,
+                    _aligned(source, shape.columns * in_size),
+                    _aligned(target, shape.vector * out_size),
+                    (shape.taps_y - 1 + shape.extra) // shape.steps,
+                    rows_at,
+                    sums_at,
+                ),
+            ),
+        ),
+    )
+
+
+def _strips(plan: SpatialPlan, tile: CudaTile) -> tuple[int, int]:
+    """Return how many strips lie side by side, and below each other in one phase of the rows."""
+    phase = -(-plan.y.out // plan.y.dilation)
+    return -(-plan.x.out * plan.channels // tile.width), -(-phase // tile.height)
+
+
+def _fits(plan: SpatialPlan, source: launch.View, target: launch.View, tile: CudaTile) -> bool:
+    """Return whether the streaming kernel's 32-bit numbers suffice for these arrays."""
+    tiles_x, tiles_y = _strips(plan, tile)
+    largest = max(
+        plan.planes * plan.y.dilation * tiles_y * tiles_x,
+        (plan.x.size + abs(plan.x.origin) + 1) * plan.channels * np.dtype(plan.storage).itemsize,
+        (tiles_x + 1) * tile.width + 4096,
+        (plan.y.out + 2 * tile.height) * plan.y.dilation,
+        plan.y.size + abs(plan.y.origin),
+        abs(source.strides[1]),
+        abs(target.strides[1]) * plan.y.dilation,
+    )
+    return largest < 2**31
+
+
+def _aligned(view: launch.View, size: int) -> int:
+    """Return 1 where a vector of ``size`` bytes is aligned in every row that starts one."""
+    size = min(size, 16)
+    return int(not (view.address | view.strides[0] | view.strides[1]) & (size - 1))
 
 
 def _taps(plan: SpatialPlan, taps: Array, stream: Any) -> Any:

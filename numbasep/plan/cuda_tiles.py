@@ -8,35 +8,91 @@ from math import gcd
 
 from numbasep.plan.geometry import SpatialPlan
 
-# Dynamic shared memory that every device grants a block without being asked for more.
-SHARED_DEFAULT = 48 * 1024
-
 SIZES = {"float32": 4, "float64": 8, "int64": 8, "complex64": 8, "complex128": 16}
+
+# A launch has at most this many blocks; the general kernel's go on to further tiles.
+MOST_BLOCKS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StreamShape:
+    """What a streaming kernel is compiled for; everything else is given at run time.
+
+    taps_y, taps_x, rank: of the kernel's factors.
+    spacing: elements from one tap of a row to the next: dilation times channels.
+    shift: elements between the aligned address where a strip's loads start and its first tap.
+    columns: image columns (elements) of one thread.
+    vector: outputs of one thread, side by side.
+    steps: image rows between two barriers; a multiple of ``vector // columns``.
+    threads, blocks: the most threads of a block, and blocks to fit on a multiprocessor.
+    """
+
+    taps_y: int
+    taps_x: int
+    rank: int
+    spacing: int
+    shift: int
+    columns: int
+    vector: int
+    steps: int
+    threads: int
+    blocks: int
+
+    @property
+    def loads(self) -> int:
+        """Vectors of sums that one output vector takes."""
+        return -(-(self.shift + self.vector + (self.taps_x - 1) * self.spacing) // self.vector)
+
+    @property
+    def extra(self) -> int:
+        """Rows above the halo, so that the rows before the first output make whole steps."""
+        return -(self.taps_y - 1) % self.steps
+
+    def width(self, threads: int) -> int:
+        """Return the outputs (elements) across a strip of a block of ``threads``."""
+        return threads * self.columns - (self.loads - 1) * self.vector
+
+    def listed_columns(self, threads: int) -> int:
+        """Return the length of a strip's list of image columns, in whole vectors."""
+        return threads * self.columns + -threads * self.columns % 4
+
+    def listed_rows(self, height: int) -> int:
+        """Return the length of a strip's list of image rows, in whole vectors."""
+        warm = (self.taps_y - 1 + self.extra) // self.steps
+        rows = (warm + -(-height // self.steps) + 1) * self.steps
+        return rows + -rows % 4
+
+    def shared(self, threads: int, height: int, size: int) -> int:
+        """Return the bytes of both lists of places and of two buffers of column sums."""
+        lists = 4 * (self.listed_columns(threads) + self.listed_rows(height))
+        return lists + 2 * self.rank * self.steps * threads * self.columns * size
 
 
 @dataclass(frozen=True, slots=True)
 class CudaTile:
     """What one block computes, and how.
 
-    variant: "general" (any case) or "direct" (a dense kernel).
-    width, height: outputs of one block, in pixels.
-    channels: interleaved channels of one block.
-    threads: in one block; one output each.
-    chunk: taps of the row that share one load of shared memory.
-    shares: whether outputs of the tile share column sums.
+    variant: "stream" (few taps), "general" (any case) or "direct" (a dense kernel).
+    width, height: outputs of one block; ``width`` in elements for "stream", else in pixels.
+    threads: in one block.
     shared: bytes of dynamic shared memory.
     reason: why this variant and size, for ``explain``.
+    shape: of a streaming kernel.
+    channels: interleaved channels of one block of the general kernel.
+    chunk: taps of the row that share one load of its shared memory.
+    shares: whether outputs of its tile share column sums.
     """
 
     variant: str
     width: int
     height: int
     threads: int
+    shared: int = 0
+    reason: str = ""
+    shape: StreamShape | None = None
     channels: int = 1
     chunk: int = 1
     shares: bool = True
-    shared: int = 0
-    reason: str = ""
 
     def __str__(self) -> str:
         return f"{self.height} x {self.width} outputs, {self.threads} threads"
@@ -69,11 +125,45 @@ def general(
         width,
         height,
         threads=channels * width * height,
+        shared=span * height * channels * size,
+        reason=reason or "any taps, rank, stride, dilation and dtype",
         channels=channels,
         chunk=chunk,
         shares=shares,
-        shared=span * height * channels * size,
-        reason=reason or "any taps, rank, stride, dilation and dtype",
+    )
+
+
+def stream_shape(
+    plan: SpatialPlan, columns: int, steps: int, threads: int = 256, blocks: int = 1
+) -> StreamShape:
+    """Return the shape of a streaming kernel for a plan."""
+    vector = 16 // SIZES[plan.compute]
+    return StreamShape(
+        plan.y.taps,
+        plan.x.taps,
+        plan.rank,
+        plan.x.dilation * plan.channels,
+        plan.x.origin * plan.channels % vector,
+        columns,
+        vector,
+        steps,
+        threads,
+        blocks,
+    )
+
+
+def stream(
+    plan: SpatialPlan, shape: StreamShape, threads: int, height: int, reason: str = ""
+) -> CudaTile:
+    """Return a tile of the streaming kernel; ``threads`` must give a strip a width above 0."""
+    return CudaTile(
+        "stream",
+        shape.width(threads),
+        height,
+        threads,
+        shape.shared(threads, height, SIZES[plan.compute]),
+        reason,
+        shape,
     )
 
 

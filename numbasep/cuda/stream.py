@@ -1,0 +1,297 @@
+"""The CUDA kernel for few taps: rows of a strip stream through registers, once.
+
+``out[o] = sum_r sum_kx rows[r, kx] * (sum_ky columns[r, ky] * image[y(o, ky), x(o, kx)])``
+
+A block owns a strip of columns and walks down its rows, ``steps`` rows at a time::
+
+    image rows          registers of a thread       shared memory           result
+    .---------------.   partial column sums         one row of sums
+    | 4 per thread  |-> s0  s1  s2 ... s(kh-2)  ->  [halo|  strip |halo] -> 4 per thread
+    '---------------'   each row adds to them all   (two buffers)           (row pass)
+
+The partial sums are a transposed filter (Oppenheim and Schafer, Discrete-Time Signal Processing,
+section 6.3): a row of the image completes the oldest sum and each other one moves up a place while
+its multiply-add is done, so that no register is copied and an image row is loaded once for all its
+taps. A finished row of column sums goes to shared memory, where the row pass finds its neighbours.
+Only the columns of the halo are summed twice, by neighbouring strips, and its rows loaded twice, by
+strips below each other.
+
+Order of additions, whatever the tile: as in ``general``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from numbasep import boundary as boundaries
+from numbasep.cuda.elements import multiply_add, narrow, numba_type, raw_type, widen, zero
+from numbasep.cuda.launch import VERSION, Kernel, cuda, device_function, types
+from numbasep.cuda.primitives import (
+    advance,
+    i32,
+    i64,
+    load_bytes,
+    load_vector,
+    step_to,
+    store_bytes,
+    store_vector,
+    u32,
+    unroll,
+)
+from numbasep.plan.cuda_tiles import StreamShape
+
+map_index = device_function(boundaries.map_index)
+
+
+@lru_cache(maxsize=256)
+def stream_kernel(shape: StreamShape, storage: str, compute: str, output: str) -> Kernel:
+    """Return the kernel of a shape and three real dtypes."""
+    element = numba_type(compute)
+    return Kernel(
+        _stream(shape, storage, compute, output),
+        [
+            types.CPointer(types.uint8),
+            types.CPointer(types.uint8),
+            element,
+            types.UniTuple(element, shape.rank * shape.taps_y),
+            types.UniTuple(element, shape.rank * shape.taps_x),
+            *[types.int64] * 2,
+            *[types.int32] * 20,
+        ],
+        shape.threads,
+        shape.blocks,
+    )
+
+
+def _pack(count: int, convert: Any) -> Any:
+    """Return ``pack(array, at) -> tuple`` of ``count`` elements, converted."""
+    change = device_function(lambda value: value) if convert is None else convert
+    return device_function(
+        {
+            1: lambda a, i: (change(a[i]),),
+            2: lambda a, i: (change(a[i]), change(a[i + 1])),
+            4: lambda a, i: (
+                change(a[i]),
+                change(a[i + 1]),
+                change(a[i + 2]),
+                change(a[i + 3]),
+            ),
+        }[count]
+    )
+
+
+def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Callable[..., None]:
+    taps_y, taps_x, rank = shape.taps_y, shape.taps_x, shape.rank
+    spacing, shift, extra = shape.spacing, shape.shift, shape.extra
+    columns, vector, steps, loads = shape.columns, shape.vector, shape.steps, shape.loads
+    pending = taps_y - 1
+    per_pass = vector // columns
+    passes = steps // per_pass
+    held = steps * columns
+    states = max(1, rank * pending * columns)
+    window_size = loads * vector
+    element, nothing = numba_type(compute), zero(compute)
+    raw_in, raw_out = raw_type(storage), raw_type(output)
+    in_size, out_size = raw_in.bitwidth // 8, raw_out.bitwidth // 8
+    widened, narrowed = widen(storage, compute), narrow(compute, output)
+    step = multiply_add(compute)
+    load_columns = load_bytes(columns, raw_in)
+    load_one = load_bytes(1, raw_in)
+    load_rows = load_vector(steps, types.int32)
+    load_places = load_vector(columns, types.int32)
+    load_sums = load_vector(vector, element)
+    store_sums = store_vector(columns, element)
+    store_results = store_bytes(vector, raw_out)
+    store_one = store_bytes(1, raw_out)
+    packed, packed_results = _pack(columns, None), _pack(vector, narrowed)
+    version = VERSION
+
+    def kernel(
+        image: Any,
+        out: Any,
+        fill: Any,
+        column_taps: Any,
+        row_taps: Any,
+        image_plane: int,
+        out_plane: int,
+        image_row: int,
+        out_row: int,
+        tiles_x: int,
+        tiles_y: int,
+        width: int,
+        height: int,
+        in_height: int,
+        in_width: int,
+        out_height: int,
+        out_width: int,
+        channels: int,
+        origin_y: int,
+        start_x: int,
+        dilation_y: int,
+        boundary: int,
+        image_aligned: int,
+        out_aligned: int,
+        warm: int,
+        rows_at: int,
+        sums_at: int,
+    ) -> None:
+        t = i32(cuda.threadIdx.x)
+        threads = i32(cuda.blockDim.x)
+        pitch = i32(threads * columns)
+        tile = u32(cuda.blockIdx.x)
+        strips = u32(tile // u32(tiles_x))
+        strip = i32(tile - strips * u32(tiles_x))
+        planes = u32(strips // u32(tiles_y))
+        first_row = i32(i32(strips - planes * u32(tiles_y)) * height)
+        plane = u32(planes // u32(dilation_y))
+        # Dilated rows fall into phases that never meet: each is an image of its own.
+        phase = i32(planes - plane * u32(dilation_y))
+        rows = i32(i32(out_height - phase + dilation_y - 1) // dilation_y)
+        rows = i32(min(height, i32(rows - first_row)))
+        # A version below 0 never is; its place is in the key of Numba's cache.
+        count = i32(warm + i32(rows + steps - 1) // steps) if version >= 0 else i32(0)
+
+        # Where the boundary rule finds this strip's columns and rows in the image; -1: nowhere.
+        # One step of rows more than there is, so that the last may load what it does not need.
+        places = cuda.shared.array(0, types.int32)
+        row_size = i32(in_width * channels)
+        left = i32(strip * width + start_x)
+        needed = i32(start_x + out_width * channels + shift + (taps_x - 1) * spacing)
+        for i in range(t, pitch, threads):
+            at = i32(left + i)
+            if at < 0 or at >= row_size:
+                pixel = i64(at) // i64(channels)
+                found = i64(map_index(pixel, i64(in_width), boundary))
+                channel = i64(at - pixel * channels)
+                at = i32(found * channels + channel) if found >= 0 else i32(-1)
+            places[i] = at if left + i < needed else i32(-1)
+        for i in range(t, i32((count + 1) * steps), threads):
+            # The first step works on zeros while the first rows are loaded.
+            y = i64(origin_y + phase) + i64(first_row - extra + i) * i64(dilation_y)
+            found = i64(map_index(y, i64(in_height), boundary))
+            places[rows_at + i] = i32(found) if i < rows + extra + pending else i32(-1)
+        cuda.syncthreads()
+
+        place = load_places(places, i64(columns * t))
+        x = i32(left + columns * t)
+        inside = image_aligned != 0 and x >= 0 and x + columns <= min(row_size, needed)
+        base = advance(image, i64(plane) * image_plane)
+        start = advance(base, i64(x) * in_size)
+        group = i32(i32(t * per_pass) // threads)
+        unit = i32(t - group * i32(threads // per_pass))
+        out_x = i32(strip * width + vector * unit)
+        left_out = i32(out_width * channels - out_x)
+        writes = vector * unit < width and left_out > 0
+        whole = out_aligned != 0 and left_out >= vector
+        target = advance(
+            out,
+            i64(plane) * out_plane
+            + i64(phase + (first_row + group) * dilation_y) * i64(out_row)
+            + i64(out_x) * out_size,
+        )
+        out_step = i32(out_row * dilation_y)
+
+        sums = cuda.shared.array(0, element)
+        values = cuda.local.array(held, element)
+        state = cuda.local.array(states, element)
+        done = cuda.local.array(columns, element)
+        window = cuda.local.array(window_size, element)
+        results = cuda.local.array(vector, element)
+        for k in range(states):
+            unroll()
+            state[k] = nothing
+        for k in range(held):
+            unroll()
+            values[k] = nothing
+        for s in range(i32(count + 1)):
+            buffer = i32(sums_at + i32(s & 1) * i32(rank * steps * pitch))
+            for r in range(steps):
+                unroll()
+                for term in range(rank):
+                    unroll()
+                    first = term * pending * columns
+                    for v in range(columns):
+                        unroll()
+                        value = values[r * columns + v]
+                        tap = column_taps[term * taps_y + taps_y - 1]
+                        if pending == 0:
+                            done[v] = step(nothing, tap, value)
+                        else:
+                            done[v] = step(state[first + v], tap, value)
+                            for k in range(pending - 1):
+                                unroll()
+                                state[first + k * columns + v] = step(
+                                    state[first + (k + 1) * columns + v],
+                                    column_taps[term * taps_y + taps_y - 2 - k],
+                                    value,
+                                )
+                            state[first + (pending - 1) * columns + v] = step(
+                                nothing, column_taps[term * taps_y], value
+                            )
+                    store_sums(
+                        sums,
+                        i64(buffer + i32((r * rank + term) * pitch + columns * t)),
+                        packed(done, 0),
+                    )
+            ys = load_rows(places, i64(rows_at + s * steps))
+            present = i32(0)
+            for r in range(steps):
+                unroll()
+                present |= ys[r]
+            if inside and present >= 0:
+                for r in range(steps):
+                    unroll()
+                    loaded = load_columns(step_to(start, ys[r], image_row), 0)
+                    for v in range(columns):
+                        unroll()
+                        values[r * columns + v] = widened(loaded[v])
+            else:
+                for r in range(steps):
+                    unroll()
+                    row_start = step_to(base, ys[r], image_row)
+                    for v in range(columns):
+                        unroll()
+                        values[r * columns + v] = fill
+                        if ys[r] >= 0 and place[v] >= 0:
+                            single = load_one(step_to(row_start, place[v], in_size), 0)
+                            values[r * columns + v] = widened(single[0])
+            if s > warm:
+                cuda.syncthreads()
+                if writes:
+                    for p in range(passes):
+                        unroll()
+                        row = i32((s - warm - 1) * steps + p * per_pass)
+                        for j in range(vector):
+                            unroll()
+                            results[j] = nothing
+                        for term in range(rank):
+                            unroll()
+                            near = i32(buffer + i32((p * per_pass + group) * rank + term) * pitch)
+                            for q in range(loads):
+                                unroll()
+                                part = load_sums(sums, i64(near + vector * (unit + q)))
+                                for j in range(vector):
+                                    unroll()
+                                    window[q * vector + j] = part[j]
+                            for k in range(taps_x):
+                                unroll()
+                                for j in range(vector):
+                                    unroll()
+                                    results[j] = step(
+                                        results[j],
+                                        row_taps[term * taps_x + k],
+                                        window[shift + k * spacing + j],
+                                    )
+                        if row + group < rows:
+                            line = step_to(target, row, out_step)
+                            if whole:
+                                store_results(line, 0, packed_results(results, 0))
+                            else:
+                                for j in range(vector):
+                                    unroll()
+                                    if j < left_out:
+                                        store_one(line, j * out_size, (narrowed(results[j]),))
+
+    return kernel
