@@ -79,13 +79,62 @@ def publish(context: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-@intrinsic
-def call(context: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Call the C function ``void (int64, int64, int64, int64)`` at an address."""
+def _call(arguments: int) -> Any:
+    """The code of a call of a C function ``void (int64, ...)`` at an address."""
 
-    def generate(ctx: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * arguments)
+        b.call(b.inttoptr(args[0], kind.as_pointer()), args[1:])
         return ctx.get_dummy_value()
 
-    return types.void(*[types.int64] * 5), generate
+    return types.void(*[types.int64] * (arguments + 1)), generate
+
+
+@intrinsic
+def call3(context: Any, function: Any, a: Any, b: Any, c: Any) -> Any:
+    """Call the C function at an address with three int64."""
+    return _call(3)
+
+
+@intrinsic
+def call4(context: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Call the C function at an address with four int64."""
+    return _call(4)
+
+
+@intrinsic
+def call7(
+    context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any
+) -> Any:
+    """Call the C function at an address with seven int64."""
+    return _call(7)
+
+
+@intrinsic
+def call9(
+    context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any,
+    i: Any,
+) -> Any:  # fmt: skip
+    """Call the C function at an address with nine int64."""
+    return _call(9)
+
+
+def _copy(bits: int) -> Any:
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.IntType(bits).as_pointer()
+        b.store(b.load(b.inttoptr(args[0], kind)), b.inttoptr(args[1], kind))
+        return ctx.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def copy4(context: Any, src: Any, dst: Any) -> Any:
+    """Copy four aligned bytes."""
+    return _copy(32)
+
+
+@intrinsic
+def copy8(context: Any, src: Any, dst: Any) -> Any:
+    """Copy eight aligned bytes."""
+    return _copy(64)

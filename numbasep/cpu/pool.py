@@ -68,7 +68,7 @@ def _serve(box: int, scratch: int, size: int) -> int:
             if atomics.exchange(box + 8 * STATE, POSTED, RUNNING) == POSTED:
                 if atomics.peek(box + 8 * SCRATCH) > size:
                     return GROW
-                atomics.call(
+                atomics.call4(
                     atomics.peek(box + 8 * FUNCTION),
                     atomics.peek(box + 8 * NUMBERS),
                     atomics.peek(box + 8 * COUNTER),
@@ -88,7 +88,7 @@ def _serve(box: int, scratch: int, size: int) -> int:
 @njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=True)
 def _join(function: int, numbers: int, counter: int, items: int, scratch: int) -> None:
     """Take part in a job."""
-    atomics.call(function, numbers, counter, items, scratch)
+    atomics.call4(function, numbers, counter, items, scratch)
 
 
 @njit("void(int64, int64, int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
@@ -110,7 +110,7 @@ def _lead(
             finished[k] = atomics.peek(box + 8 * FINISHED)
             posted |= 1 << k
             atomics.publish(box + 8 * STATE, POSTED)
-    atomics.call(function, numbers, counter, items, scratch)
+    atomics.call4(function, numbers, counter, items, scratch)
     while atomics.peek(counter + 8) < items:
         atomics.pause()
     for k in range(min(helpers, 64)):

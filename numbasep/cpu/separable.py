@@ -1,18 +1,25 @@
 """Separable and direct 2-D correlation on the CPU: both passes fused in the cache.
 
-Each thread takes bands of output rows, cut into strips. For four output rows of a strip the column
-pass reads the image through a table of row addresses and leaves its sums in scratch memory that
-stays in L1; the row pass reads them there and writes the result:
+Each thread takes bands of output rows, cut into strips. The image rows of a strip, converted and
+with their surroundings, are packed into memory that stays in L2 (rows whose distance is a power of
+two would displace each other from the cache). For four output rows the column pass reads them
+through a table of row addresses and leaves its sums in memory that stays in L1; the row pass reads
+them there and writes the result:
 
-    image rows (table)      scratch, one per term       result
-    |...............|          |...............|
-    |...............|   kh     |...............|   kw   |...............|
-    |...............|  ---->   |...............|  --->  |...............|
-    |...............|          |...............|        |...............|
+    image rows, packed (table)   sums, one row per term    result
+    |...............|
+    |...............|     kh     |...............|   kw    |...............|
+    |...............|   ---->    |...............|  --->   |...............|
+    |...............|
 
-The boundary is in the table (rows) and in the scratch's edges (columns); inner loops have no
-branches. Tap counts are loop bounds, so a new one compiles nothing. The order of the sums is fixed:
-for each term the column taps, then terms and row taps, each ascending, by fused multiply-adds.
+Few taps on an image of the compute dtype take its rows as they are. The boundary is in the table
+(rows) and in the edges of what is packed (columns); inner loops have no branches. A direct
+convolution is the row pass over packed rows. Tap counts are loop bounds, so a new one compiles
+nothing. The order of the sums is fixed: for each term the column taps, then terms and row taps,
+each ascending, by fused multiply-adds.
+
+Three C functions are compiled by dtype: ``converter`` (storage to compute), ``columns`` (compute)
+and ``rows`` (compute to output); ``driver``, which calls them by address, is compiled once.
 """
 
 from __future__ import annotations
@@ -41,87 +48,118 @@ VERSION = zlib.crc32(
     b"".join(Path(part.__file__).read_bytes() for part in (simd, atomics, boundaries))
 )
 
-ROWS = 4  # output rows that share loaded image rows
-columns4 = simd.make_columns(ROWS, 4 if simd.REGISTERS == 32 else 2)
-columns4_of3 = simd.make_columns(ROWS, 4 if simd.REGISTERS == 32 else 2, taps=3)
-columns4_of2 = simd.make_columns(ROWS, 4 if simd.REGISTERS == 32 else 2, taps=2)
-columns4_of1 = simd.make_columns(ROWS, 4 if simd.REGISTERS == 32 else 2, taps=1)
+ROWS = cpu_tiles.ROWS
+BLOCK = 4 if simd.REGISTERS == 32 else 2
+columns4 = simd.make_columns(ROWS, BLOCK)
+columns4_of3 = simd.make_columns(ROWS, BLOCK, taps=3)
+columns4_of2 = simd.make_columns(ROWS, BLOCK, taps=2)
+columns4_of1 = simd.make_columns(ROWS, BLOCK, taps=1)
 columns1 = simd.make_columns(1, 4)
 column = simd.make_columns(1, 1)
 column_single = simd.make_columns(1, 1, lanes=1)
-row8 = simd.make_row(8)
+VECTORS = 8
+row8 = simd.make_row(VECTORS)
 row1 = simd.make_row(1)
 row_single = simd.make_row(1, lanes=1)
-copy1 = simd.make_copy()
-copy_single = simd.make_copy(lanes=1)
-BLOCK = 4 if simd.REGISTERS == 32 else 2
+run8 = simd.make_run(VECTORS)
+convert4 = simd.make_convert(4)
+convert1 = simd.make_convert(1)
+convert_single = simd.make_convert(1, lanes=1)
 
 map_index = njit(boundaries.map_index)
 
 # Places of the numbers that describe a call.
 (
-    IMAGE, IMAGE_PLANE, IMAGE_ROW, OUT, OUT_PLANE, OUT_ROW, H, W, C, OH, OW, KH, KW, TERMS,
-    SY, SX, DY, DX, OY, OX, BOUNDARY, DIRECT, STRIP, BAND, BANDS, FILL_ROW, COLUMNS, WEIGHTS,
-    OFFSETS, NUMBERS, PITCH, FILLS, TABLE, EDGES, PHASED, PHASE,
-) = range(36)  # fmt: skip
+    IMAGE, IMAGE_PLANE, IMAGE_ROW, OUT, OUT_PLANE, OUT_ROW, FILL, COLUMN_TAPS, ROW_TAPS,
+    H, W, C, OH, OW, KH, KW, TERMS, SY, SX, DY, DX, OY, OX, BOUNDARY, DIRECT, PACKED, STRIP, BAND,
+    BANDS, SIZE, WIDE, NARROW, RUN, CONVERTER, COLUMNS, ROWS_OF, OFFSETS, WEIGHTS, PITCH, PHASE,
+    FILLS, TABLE, EDGES, LINE, PACKS, SUMS,
+) = range(46)  # fmt: skip
+NUMBERS = 46
+PER_CALL = 9
+
+# The largest number of taps for which rows are read where they are.
+UNPACKED = 9
 
 
-@njit
-def column_row(
-    table: int, step: int, x: int, coefficients: int, kh: int, dst: int, n: int,
-    storage: Any, compute: Any,
-) -> None:  # fmt: skip
-    """One row of the column pass, n elements from byte x of the rows."""
-    lanes, size, wide = (
-        simd.vector_lanes(compute), simd.size_of(storage), simd.size_of(compute)
-    )  # fmt: skip
+@njit(error_model="numpy")
+def convert_row(src: int, dst: int, n: int, ahead: int, storage: Any, compute: Any) -> None:
+    """Convert n elements; ask memory for those at ``ahead``."""
+    lanes, size, wide = simd.vector_lanes(compute), simd.size_of(storage), simd.size_of(compute)
     i = 0
     while i + 4 * lanes <= n:
-        columns1(table, step, x + i * size, coefficients, kh, dst + i * wide, 0, storage, compute)
+        convert4(src + i * size, dst + i * wide, ahead + i * size, storage, compute)
         i += 4 * lanes
     if n >= lanes:
         while i < n:
             i = min(i, n - lanes)
-            column(table, step, x + i * size, coefficients, kh, dst + i * wide, 0, storage, compute)
+            convert1(src + i * size, dst + i * wide, ahead + i * size, storage, compute)
             i += lanes
     else:
         while i < n:
-            column_single(
-                table, step, x + i * size, coefficients, kh, dst + i * wide, 0, storage, compute
-            )
+            convert_single(src + i * size, dst + i * wide, ahead + i * size, storage, compute)
             i += 1
 
 
-@njit
-def copy_row(src: int, dst: int, n: int, storage: Any, compute: Any) -> None:
-    lanes, size, wide = (
-        simd.vector_lanes(compute), simd.size_of(storage), simd.size_of(compute)
-    )  # fmt: skip
-    i = 0
-    if n >= lanes:
-        while i < n:
-            i = min(i, n - lanes)
-            copy1(src + i * size, dst + i * wide, storage, compute)
-            i += lanes
-    else:
-        while i < n:
-            copy_single(src + i * size, dst + i * wide, storage, compute)
-            i += 1
-
-
-@njit
-def result_row(
-    src: int, offsets: int, weights: int, count: int, dst: int, n: int,
-    compute: Any, output: Any,
+@njit(error_model="numpy")
+def column_rows(
+    table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
+    compute: Any,
 ) -> None:  # fmt: skip
-    """One row of the result, n elements."""
-    lanes, wide, size = (
-        simd.vector_lanes(compute), simd.size_of(compute), simd.size_of(output)
-    )  # fmt: skip
+    """One row of the column pass, or ``ROWS`` neighbouring ones: n elements from byte x."""
+    lanes, wide = simd.vector_lanes(compute), simd.size_of(compute)
+    done = 0
+    if rows == ROWS:
+        block = BLOCK * lanes
+        while done + block <= n:
+            at = done * wide
+            if kh >= ROWS:
+                columns4(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+            elif kh == 3:
+                columns4_of3(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+            elif kh == 2:
+                columns4_of2(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+            else:
+                columns4_of1(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+            done += block
+    if done == n:
+        return
+    for r in range(rows):
+        entry, top = table + r * step, dst + r * pitch
+        i = done
+        while i + 4 * lanes <= n:
+            columns1(entry, step, x + i * wide, taps, kh, top + i * wide, 0, compute, compute)
+            i += 4 * lanes
+        if n >= lanes:
+            while i < n:
+                i = min(i, n - lanes)
+                column(entry, step, x + i * wide, taps, kh, top + i * wide, 0, compute, compute)
+                i += lanes
+        else:
+            while i < n:
+                column_single(
+                    entry, step, x + i * wide, taps, kh, top + i * wide, 0, compute, compute
+                )
+                i += 1
+
+
+@njit(error_model="numpy")
+def result_row(
+    src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int,
+    compute: Any, output: Any, permutes: Any,
+) -> None:  # fmt: skip
+    """One row of the result, n elements; ``run`` taps in turn are neighbours."""
+    lanes, wide, size = simd.vector_lanes(compute), simd.size_of(compute), simd.size_of(output)
     i = 0
-    while i + 8 * lanes <= n:
+    if permutes is not None:  # noqa: SIM102 (decided when compiled)
+        if run > 1:
+            groups = count // run
+            while i + VECTORS * lanes <= n:
+                run8(src + i * wide, offsets, weights, groups, run, dst + i * size, compute, output)
+                i += VECTORS * lanes
+    while i + VECTORS * lanes <= n:
         row8(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
-        i += 8 * lanes
+        i += VECTORS * lanes
     if n >= lanes:
         while i < n:
             i = min(i, n - lanes)
@@ -133,117 +171,269 @@ def result_row(
             i += 1
 
 
-@njit
-def column_block(
-    table: int, x: int, coefficients: int, kh: int, dst: int, pitch: int, n: int,
-    storage: Any, compute: Any,
-) -> int:  # fmt: skip
-    """Four rows of the column pass; returns how many of the n elements are done."""
-    lanes, size, wide = (
-        simd.vector_lanes(compute), simd.size_of(storage), simd.size_of(compute)
-    )  # fmt: skip
-    block = BLOCK * lanes
-    i = 0
-    if kh >= ROWS:
-        while i + block <= n:
-            columns4(
-                table, 8, x + i * size, coefficients, kh, dst + i * wide, pitch,
-                storage, compute,
-            )  # fmt: skip
-            i += block
-    elif kh == 3:
-        while i + block <= n:
-            columns4_of3(
-                table, 8, x + i * size, coefficients, kh, dst + i * wide, pitch,
-                storage, compute,
-            )  # fmt: skip
-            i += block
-    elif kh == 2:
-        while i + block <= n:
-            columns4_of2(
-                table, 8, x + i * size, coefficients, kh, dst + i * wide, pitch,
-                storage, compute,
-            )  # fmt: skip
-            i += block
+# The compiled functions close over dtypes and the version only: these are their keys in the cache
+# of compiled code.
+
+
+@cache
+def converter(storage: str, compute: str, version: int = VERSION) -> Any:
+    """Return ``void (src, dst, n, ahead)``."""
+    stored, computed = simd.tag(storage), simd.tag(compute)
+
+    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    def converter(src: int, dst: int, n: int, ahead: int) -> None:
+        if version:
+            convert_row(src, dst, n, ahead, stored, computed)
+
+    return converter
+
+
+@cache
+def columns_of(compute: str, version: int = VERSION) -> Any:
+    """Return ``void (table, step, x, taps, kh, dst, pitch, n, rows)``."""
+    computed = simd.tag(compute)
+
+    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    def columns(
+        table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int
+    ) -> None:
+        if version:
+            column_rows(table, step, x, taps, kh, dst, pitch, n, rows, computed)
+
+    return columns
+
+
+@cache
+def rows_of(compute: str, output: str, version: int = VERSION) -> Any:
+    """Return ``void (src, offsets, weights, count, run, dst, n)``."""
+    computed, out = simd.tag(compute), simd.tag(output)
+    permutes = True if simd.PERMUTES and compute in ("float32", "float64") else None
+
+    @numba.cfunc("void(" + ", ".join(["int64"] * 7) + ")", cache=True)
+    def rows(src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int) -> None:
+        if version:
+            result_row(src, offsets, weights, count, run, dst, n, computed, out, permutes)
+
+    return rows
+
+
+@njit(inline="always")
+def move(src: int, dst: int, size: int) -> None:
+    """Copy one element of 4, 8 or 16 bytes."""
+    if size == 4:
+        atomics.copy4(src, dst)
     else:
-        while i + block <= n:
-            columns4_of1(
-                table, 8, x + i * size, coefficients, kh, dst + i * wide, pitch,
-                storage, compute,
-            )  # fmt: skip
-            i += block
-    return i
-
-
-@njit
-def edges(
-    edge: int, count: int, dst: int, fill: int, table: int, step: int, coefficients: int,
-    kh: int, channels: int, direct: bool, storage: Any, compute: Any,
-) -> None:  # fmt: skip
-    """Fill scratch positions outside the image from (position, source, column) triples."""
-    size, wide = simd.size_of(storage), simd.size_of(compute)
-    for k in range(count):
-        position = atomics.peek(edge + 24 * k)
-        source = atomics.peek(edge + 24 * k + 8)
-        outside = atomics.peek(edge + 24 * k + 16)
-        for c in range(channels):
-            where = dst + (position * channels + c) * wide
-            if source >= 0:
-                simd.move(dst + (source * channels + c) * wide, where, compute)
-            elif outside < 0:
-                simd.move(fill, where, compute)
-            elif direct:
-                first = atomics.peek(table)
-                copy_single(first + (outside * channels + c) * size, where, storage, compute)
-            else:
-                column_single(
-                    table, step, (outside * channels + c) * size, coefficients, kh, where, 0,
-                    storage, compute,
-                )  # fmt: skip
-
-
-@njit
-def split(
-    src: int, dst: int, stride: int, phase: int, span: int, channels: int, compute: Any
-) -> None:
-    """Every stride-th pixel to itself, so that a strided row pass reads neighbours."""
-    wide = simd.size_of(compute)
-    for position in range(span):
-        where = dst + (position % stride) * phase + (position // stride) * channels * wide
-        for c in range(channels):
-            simd.move(src + (position * channels + c) * wide, where + c * wide, compute)
+        atomics.copy8(src, dst)
+        if size == 16:
+            atomics.copy8(src + 8, dst + 8)
 
 
 @njit(error_model="numpy")
-def work(
-    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any, output: Any
+def find_edges(
+    edges: int, first: int, span: int, low: int, high: int, width: int, boundary: int
+) -> int:
+    """Write (position, position of the same element or -1, image column or -1) for what is not in
+    columns low to high of the image; return how many."""
+    count = 0
+    for part in range(2):
+        begin = 0 if part == 0 else max(high - first, 0)
+        end = max(min(low - first, span), 0) if part == 0 else span
+        if low == high and part == 0:
+            continue
+        if low == high:
+            begin = 0
+        for q in range(begin, end):
+            m = map_index(first + q, width, boundary)
+            edge = edges + 24 * count
+            atomics.poke(edge, q)
+            atomics.poke(edge + 8, m - first if low <= m < high else -1)
+            atomics.poke(edge + 16, m)
+            count += 1
+    return count
+
+
+@njit(error_model="numpy")
+def pack_row(
+    p: Array, row: int, ahead: int, dst: int, fill: int, low: int, start: int, inside: int,
+    edges: int, count: int,
+) -> None:  # fmt: skip
+    """One image row of a strip with its surroundings; ``row`` is its address, or 0 outside."""
+    channels, size, wide = p[C], p[SIZE], p[WIDE]
+    if row == 0:
+        for i in range(count):
+            move(fill, dst + i * wide, wide)
+        return
+    x = low * channels * size
+    atomics.call4(p[CONVERTER], row + x, dst + start, inside, ahead + x)
+    for k in range(count):
+        position = atomics.peek(edges + 24 * k) * channels
+        source = atomics.peek(edges + 24 * k + 8) * channels
+        outside = atomics.peek(edges + 24 * k + 16) * channels
+        for c in range(channels):
+            where = dst + (position + c) * wide
+            if source >= 0:
+                move(dst + (source + c) * wide, where, wide)
+            elif outside < 0:
+                move(fill, where, wide)
+            else:
+                atomics.call4(p[CONVERTER], row + (outside + c) * size, where, 1, 0)
+
+
+@njit(error_model="numpy")
+def split(src: int, dst: int, stride: int, phase: int, span: int, pixel: int, wide: int) -> None:
+    """Every stride-th pixel to itself, so that a strided row pass reads neighbours."""
+    for position in range(span):
+        where = dst + (position % stride) * phase + (position // stride) * pixel
+        for byte in range(0, pixel, wide):
+            move(src + position * pixel + byte, where + byte, wide)
+
+
+@njit(error_model="numpy")
+def packed_strip(
+    p: Array, scratch: int, base: int, out: int, first_row: int, rows: int, x0: int, x1: int
 ) -> None:
+    """A strip of a band from packed image rows."""
+    channels, kh, terms, wide = p[C], p[KH], p[TERMS], p[WIDE]
+    sy, dy, pitch, phase = p[SY], p[DY], p[PITCH], p[PHASE]
+    table, edges, fill = scratch + p[TABLE], scratch + p[EDGES], scratch + p[FILLS]
+    packs, sums, line = scratch + p[PACKS], scratch + p[SUMS], scratch + p[LINE]
+    first = x0 * p[SX] + p[OX]
+    span = (x1 - 1 - x0) * p[SX] + (p[KW] - 1) * p[DX] + 1
+    low = min(max(first, 0), p[W])
+    high = max(min(first + span, p[W]), low)
+    outside = find_edges(edges, first, span, low, high, p[W], p[BOUNDARY])
+    pixel = channels * wide
+    atomics.call4(p[CONVERTER], p[FILL], fill, 1, 0)
+    n = (x1 - x0) * channels
+    length = p[SX] * phase // wide if phase > 0 else span * channels
+    packed = 0
+    last = p[H] - 1
+    y = 0
+    while y < rows:
+        group = min(ROWS, rows - y)
+        # The rows that this group adds; meanwhile memory is asked for those of the next.
+        needed = (y + group - 1) * sy + (kh - 1) * dy + 1
+        for j in range(packed, needed):
+            m = map_index(first_row + j, p[H], p[BOUNDARY])
+            slot = packs + j * pitch
+            row = base + m * p[IMAGE_ROW] if m >= 0 else 0
+            ahead = base + min(max(first_row + j + ROWS * sy, 0), last) * p[IMAGE_ROW]
+            pack_row(
+                p, row, ahead, line if phase > 0 else slot, fill, low, (low - first) * pixel,
+                (high - low) * channels, edges, outside if m >= 0 else span * channels,
+            )  # fmt: skip
+            if phase > 0:
+                split(line, slot, p[SX], phase, span, pixel, wide)
+            atomics.poke(table + 8 * j, slot)
+        packed = max(packed, needed)
+        if p[DIRECT]:
+            for r in range(group):
+                atomics.call7(
+                    p[ROWS_OF], packs + (y + r) * sy * pitch, p[OFFSETS], p[ROW_TAPS],
+                    p[WEIGHTS], p[RUN], out + (y + r) * p[OUT_ROW], n,
+                )  # fmt: skip
+            y += group
+            continue
+        for t in range(terms):
+            taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
+            if sy == 1 and dy == 1 and group == ROWS:
+                atomics.call9(
+                    p[COLUMNS], table + 8 * y, 8, 0, taps, kh, top, terms * pitch, length, ROWS
+                )
+            else:
+                for r in range(group):
+                    atomics.call9(
+                        p[COLUMNS], table + 8 * (y + r) * sy, 8 * dy, 0, taps, kh,
+                        top + r * terms * pitch, 0, length, 1,
+                    )  # fmt: skip
+        for r in range(group):
+            atomics.call7(
+                p[ROWS_OF], sums + r * terms * pitch, p[OFFSETS], p[ROW_TAPS], p[WEIGHTS],
+                p[RUN], out + (y + r) * p[OUT_ROW], n,
+            )  # fmt: skip
+        y += group
+
+
+@njit(error_model="numpy")
+def unpacked_strip(p: Array, scratch: int, out: int, rows: int, x0: int, x1: int) -> None:
+    """A strip of a band from image rows where they are, through the table of the band."""
+    channels, kh, terms, wide, pitch = p[C], p[KH], p[TERMS], p[WIDE], p[PITCH]
+    dy = p[DY]
+    table, edges, fills = scratch + p[TABLE], scratch + p[EDGES], scratch + p[FILLS]
+    sums = scratch + p[SUMS]
+    first = x0 + p[OX]
+    span = x1 - 1 - x0 + (p[KW] - 1) * p[DX] + 1
+    low = min(max(first, 0), p[W])
+    high = max(min(first + span, p[W]), low)
+    outside = find_edges(edges, first, span, low, high, p[W], p[BOUNDARY])
+    pixel = channels * wide
+    start, inside = (low - first) * pixel, (high - low) * channels
+    y = 0
+    while y < rows:
+        group = min(ROWS, rows - y)
+        for t in range(terms):
+            taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
+            if p[SY] == 1 and dy == 1 and group == ROWS:
+                atomics.call9(
+                    p[COLUMNS], table + 8 * y, 8, low * pixel, taps, kh, top + start,
+                    terms * pitch, inside, ROWS,
+                )  # fmt: skip
+            else:
+                for r in range(group):
+                    atomics.call9(
+                        p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy, low * pixel, taps, kh,
+                        top + r * terms * pitch + start, 0, inside, 1,
+                    )  # fmt: skip
+            for r in range(group):
+                dst = top + r * terms * pitch
+                for k in range(outside):
+                    position = atomics.peek(edges + 24 * k) * channels
+                    source = atomics.peek(edges + 24 * k + 8) * channels
+                    column = atomics.peek(edges + 24 * k + 16) * channels
+                    for c in range(channels):
+                        where = dst + (position + c) * wide
+                        if source >= 0:
+                            move(dst + (source + c) * wide, where, wide)
+                        elif column < 0:
+                            move(fills + t * wide, where, wide)
+                        else:
+                            atomics.call9(
+                                p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy,
+                                (column + c) * wide, taps, kh, where, 0, 1, 1,
+                            )  # fmt: skip
+        for r in range(group):
+            atomics.call7(
+                p[ROWS_OF], sums + r * terms * pitch, p[OFFSETS], p[ROW_TAPS], p[WEIGHTS],
+                p[RUN], out + (y + r) * p[OUT_ROW], (x1 - x0) * channels,
+            )  # fmt: skip
+        y += group
+
+
+@cache
+def driver(version: int = VERSION) -> Any:
+    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+
+    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+        if version:
+            work(numbers, counter, items, scratch)
+
+    return driver
+
+
+@njit(error_model="numpy")
+def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
-    p = numba.carray(simd.as_pointer(numbers), PHASE + 1)
-    size, wide, narrow = (
-        simd.size_of(storage), simd.size_of(compute), simd.size_of(output)
-    )  # fmt: skip
-    height, width, channels, kh, terms = p[H], p[W], p[C], p[KH], p[TERMS]
-    sy, dy = p[SY], p[DY]
-    direct = p[DIRECT] != 0
-    table = scratch + p[TABLE]
-    edge = scratch + p[EDGES]
-    phased = scratch + p[PHASED]
-    pitch = p[PITCH]
-    extent_y = (kh - 1) * dy + 1
-    extent_x = (p[KW] - 1) * p[DX] + 1
-    shared = sy == 1 and dy == 1 and not direct
-    # What the column pass gives outside the image, for each term.
-    fills = scratch + p[FILLS]
-    for k in range(kh):
-        atomics.poke(table + 8 * k, p[FILL_ROW])
-    for t in range(terms):
-        if direct:
-            copy_single(p[FILL_ROW], fills, storage, compute)
-        else:
-            column_single(
-                table, 8, 0, p[COLUMNS] + t * kh * wide, kh, fills + t * wide, 0,
-                storage, compute,
+    p = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    table, fills = scratch + p[TABLE], scratch + p[FILLS]
+    if not p[PACKED]:
+        # What the column pass gives outside the image, for each term.
+        for k in range(p[KH]):
+            atomics.poke(table + 8 * k, p[FILL])
+        for t in range(p[TERMS]):
+            atomics.call9(
+                p[COLUMNS], table, 8, 0, p[COLUMN_TAPS] + t * p[KH] * p[WIDE], p[KH],
+                fills + t * p[WIDE], 0, 1, 1,
             )  # fmt: skip
     while True:
         item = atomics.take(taken)
@@ -251,107 +441,22 @@ def work(
             break
         plane, band = item // p[BANDS], item % p[BANDS]
         y0 = band * p[BAND]
-        y1 = min(p[OH], y0 + p[BAND])
+        rows = min(p[OH] - y0, p[BAND])
         base = p[IMAGE] + plane * p[IMAGE_PLANE]
-        first_row = y0 * sy + p[OY]
-        for j in range((y1 - 1 - y0) * sy + extent_y):
-            m = map_index(first_row + j, height, p[BOUNDARY])
-            row = base + m * p[IMAGE_ROW] if m >= 0 else p[FILL_ROW]
-            atomics.poke(table + 8 * j, row)
+        first_row = y0 * p[SY] + p[OY]
+        if not p[PACKED]:
+            # Entries beyond the last are only asked for.
+            for j in range((rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1 + ROWS):
+                m = map_index(first_row + j, p[H], p[BOUNDARY])
+                atomics.poke(table + 8 * j, base + m * p[IMAGE_ROW] if m >= 0 else p[FILL])
         for x0 in range(0, p[OW], p[STRIP]):
             x1 = min(p[OW], x0 + p[STRIP])
-            first = x0 * p[SX] + p[OX]
-            span = (x1 - 1 - x0) * p[SX] + extent_x
-            low = min(max(first, 0), width)
-            high = max(min(first + span, width), low)
-            outside = 0
-            for q in range(span):
-                if first + q < low or first + q >= high:
-                    m = map_index(first + q, width, p[BOUNDARY])
-                    triple = edge + 24 * outside
-                    atomics.poke(triple, q)
-                    atomics.poke(triple + 8, m - first if low <= m < high else -1)
-                    atomics.poke(triple + 16, m)
-                    outside += 1
-            inside = (high - low) * channels
-            x = low * channels * size
-            start = (low - first) * channels * wide
-            y = y0
-            while y < y1:
-                rows = min(ROWS, y1 - y)
-                rows_table = table + 8 * (y - y0) * sy
-                if direct:
-                    # Scratch rows are image rows, as many as these outputs need.
-                    for j in range((rows - 1) * sy + extent_y):
-                        dst = scratch + j * pitch
-                        entry = rows_table + 8 * j
-                        copy_row(atomics.peek(entry) + x, dst + start, inside, storage, compute)
-                        edges(
-                            edge, outside, dst, fills, entry, 8, 0, kh, channels, True,
-                            storage, compute,
-                        )  # fmt: skip
-                        if p[PHASE] > 0:
-                            split(
-                                dst, phased + j * pitch, p[SX], p[PHASE], span, channels,
-                                compute,
-                            )  # fmt: skip
-                else:
-                    for t in range(terms):
-                        coefficients = p[COLUMNS] + t * kh * wide
-                        top = scratch + t * pitch
-                        done = 0
-                        if shared and rows == ROWS:
-                            done = column_block(
-                                rows_table, x, coefficients, kh, top + start,
-                                terms * pitch, inside, storage, compute,
-                            )  # fmt: skip
-                        for r in range(rows):
-                            dst = top + r * terms * pitch
-                            entry = rows_table + 8 * r * sy
-                            begin = done
-                            if done > 0 and inside - done < simd.vector_lanes(compute):
-                                begin = min(done, inside - simd.vector_lanes(compute))
-                            if begin < inside and done < inside:
-                                column_row(
-                                    entry, 8 * dy, x + begin * size, coefficients, kh,
-                                    dst + start + begin * wide, inside - begin,
-                                    storage, compute,
-                                )  # fmt: skip
-                            edges(
-                                edge, outside, dst, fills + t * wide, entry, 8 * dy,
-                                coefficients, kh, channels, False, storage, compute,
-                            )  # fmt: skip
-                            if p[PHASE] > 0:
-                                split(
-                                    dst, phased + r * terms * pitch + t * pitch,
-                                    p[SX], p[PHASE], span, channels, compute,
-                                )  # fmt: skip
-                source = phased if p[PHASE] > 0 else scratch
-                out = p[OUT] + plane * p[OUT_PLANE] + x0 * channels * narrow
-                for r in range(rows):
-                    step = r * sy * pitch if direct else r * terms * pitch
-                    result_row(
-                        source + step, p[OFFSETS], p[WEIGHTS], p[NUMBERS],
-                        out + (y + r) * p[OUT_ROW], (x1 - x0) * channels, compute, output,
-                    )  # fmt: skip
-                y += rows
+            out = p[OUT] + plane * p[OUT_PLANE] + y0 * p[OUT_ROW] + x0 * p[C] * p[NARROW]
+            if p[PACKED]:
+                packed_strip(p, scratch, base, out, first_row, rows, x0, x1)
+            else:
+                unpacked_strip(p, scratch, out, rows, x0, x1)
         atomics.take(taken + 8)
-
-
-@cache
-def kernel(storage: str, compute: str, output: str, version: int = VERSION) -> Any:
-    """Return the compiled kernel for three dtypes, a C function for ``pool.run``.
-
-    Closed over are only the dtypes and the version: they make the key of the compiled code's cache.
-    """
-    stored, computed, out = simd.tag(storage), simd.tag(compute), simd.tag(output)
-
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
-    def separable(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, scratch, stored, computed, out)
-
-    return separable
 
 
 def run_separable(
@@ -387,17 +492,17 @@ def _run(
 ) -> None:
     if out.size == 0:
         return
-    threads = numba.get_num_threads()
-    made = _work(plan, tile or cpu_tiles.choose(plan, threads))
-    outside = plan.boundary == boundaries.FILL
+    made = _prepared(plan, tile or cpu_tiles.choose(plan, numba.get_num_threads()))
+    # Rows of the image that lie outside it are read where they are.
+    outside = plan.boundary == boundaries.FILL and not made.packed
     fill = np.full(plan.x.size * plan.channels if outside else 1, plan.fillvalue, image.dtype)
     numbers = made.numbers.copy()
-    numbers[IMAGE : OUT_ROW + 1] = (
-        _address(image), *image.strides[:2], _address(out), *out.strides[:2]
+    numbers[:PER_CALL] = (
+        _address(image), *image.strides[:2], _address(out), *out.strides[:2],
+        _address(fill), _address(columns), _address(weights),
     )  # fmt: skip
-    numbers[FILL_ROW : WEIGHTS + 1] = _address(fill), _address(columns), _address(weights)
     owners = image, out, columns, weights, fill, made
-    pool.run(made.function, numbers, made.items, made.scratch, made.threads, owners)
+    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)
 
 
 def _address(array: Array) -> int:
@@ -406,23 +511,24 @@ def _address(array: Array) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Work:
-    """What calls of one plan and tile share: the numbers but for addresses and pitches."""
+class _Prepared:
+    """What calls of one plan and tile share: all numbers but the first ``PER_CALL``."""
 
     numbers: Array
-    function: int
     items: int
     scratch: int
     threads: int
+    packed: bool
     offsets: Array
 
 
 @lru_cache(maxsize=1024)
-def _work(plan: SpatialPlan, tile: CpuTile) -> _Work:
+def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
     layout = cpu_tiles.layout(plan, tile)
     bands = -(-plan.y.out // tile.band)
-    numbers = np.zeros(PHASE + 1, np.int64)
-    numbers[H : BANDS + 1] = (
+    neighbours = plan.x.stride == plan.x.dilation == plan.channels == 1
+    numbers = np.zeros(NUMBERS, np.int64)
+    numbers[PER_CALL:] = (
         plan.y.size,
         plan.x.size,
         plan.channels,
@@ -439,19 +545,28 @@ def _work(plan: SpatialPlan, tile: CpuTile) -> _Work:
         plan.x.origin,
         plan.boundary,
         plan.direct,
+        tile.packed,
         tile.strip,
         tile.band,
         bands,
-    )
-    numbers[OFFSETS:] = (
+        simd.itemsize(plan.storage),
+        simd.itemsize(plan.compute),
+        simd.itemsize(plan.output),
+        plan.x.taps if neighbours else 1,
+        converter(plan.storage, plan.compute).address if tile.packed else 0,
+        0 if plan.direct else columns_of(plan.compute).address,
+        rows_of(plan.compute, plan.output).address,
         _address(layout.offsets),
         layout.offsets.size,
         layout.pitch,
+        layout.phase,
         layout.fills,
         layout.table,
         layout.edges,
-        layout.phased,
-        layout.phase,
+        layout.line,
+        layout.packs,
+        layout.sums,
     )
-    function = kernel(plan.storage, plan.compute, plan.output).address
-    return _Work(numbers, function, plan.planes * bands, layout.size, tile.threads, layout.offsets)
+    return _Prepared(
+        numbers, plan.planes * bands, layout.size, tile.threads, tile.packed, layout.offsets
+    )

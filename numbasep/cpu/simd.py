@@ -28,6 +28,11 @@ VECTOR, REGISTERS = (
     (64, 32) if _FEATURES.get("avx512f") else (32, 16) if _FEATURES.get("avx2") else (16, 16)
 )
 
+# Whether two registers can be permuted by an index known at run time only.
+PERMUTES = VECTOR == 64
+
+LINE = 64  # bytes of a cache line
+
 _AXES = {"float16": 2, "bfloat16": 3}
 
 
@@ -165,6 +170,14 @@ class Emitter:
             real, imag = self._fma(minus, x[1], real), self._fma(w[0], x[1], imag)
         return [real, imag]
 
+    def prefetch(self, address: Any) -> None:
+        """Ask for the cache line at an address; any address will do."""
+        pointer = self.b.inttoptr(address, I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.module, kind, "llvm.prefetch.p0")
+        # For reading, into every level, data.
+        self.b.call(function, [pointer, *(ir.Constant(I32, v) for v in (0, 3, 1))])
+
     def load_compute(self, address: Any) -> list[Any]:
         return self.load(address, self.compute)
 
@@ -249,9 +262,7 @@ class Emitter:
         even = b.and_(top, self._all(I32, 1))
         rounded = b.lshr(b.add(bits, b.add(even, self._all(I32, 0x7FFF))), self._all(I32, 16))
         quiet = b.or_(top, self._all(I32, 0x40))
-        return b.trunc(
-            b.select(b.fcmp_unordered("uno", v, v), quiet, rounded), self._vector(I16)
-        )
+        return b.trunc(b.select(b.fcmp_unordered("uno", v, v), quiet, rounded), self._vector(I16))
 
 
 def lanes_of(compute: str) -> int:
@@ -290,7 +301,8 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
     """Make the column pass of ``rows`` neighbouring output rows.
 
     ``dst[r][x] = sum_k taps[k] * table[(r + k) * step][offset + x]`` for ``vectors`` vectors of
-    x, into rows of the compute dtype. A row that several outputs share is loaded once.
+    x, into rows of the compute dtype. A row that several outputs share is loaded once. The table
+    goes on for ``rows`` entries more, of rows to ask memory for.
     lanes: 1 for single elements. taps: the number of them, if fixed; else at least ``rows``.
     """
 
@@ -311,9 +323,15 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
                 entry = b.add(table, b.mul(j, step))
                 row = b.add(b.load(b.inttoptr(entry, I64.as_pointer())), offset)
                 return [
-                    e.load(b.add(row, e.const(v * e.lanes * size)), stored)
-                    for v in range(vectors)
+                    e.load(b.add(row, e.const(v * e.lanes * size)), stored) for v in range(vectors)
                 ]
+
+            def ahead(j: Any) -> None:
+                """Ask for the row that the next group of rows loads first."""
+                entry = b.add(table, b.mul(b.add(j, e.const(rows)), step))
+                row = b.add(b.load(b.inttoptr(entry, I64.as_pointer())), offset)
+                for line in range(0, vectors * e.lanes * size, LINE):
+                    e.prefetch(b.add(row, e.const(line)))
 
             def weight(k: Any) -> list[Any]:
                 return e.broadcast(b.add(coefficients, b.mul(k, e.const(wide))))
@@ -328,6 +346,9 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
                         sums[r * vectors + v] = e.fma(w, xs[v], sums[r * vectors + v])
                 return sums
 
+            if rows > 1:
+                for extra in range(-1, rows - 1):
+                    ahead(b.add(count, e.const(extra)))
             if taps is not None:
                 for j in range(taps + rows - 1):
                     chosen = [r for r in range(rows) if 0 <= j - r < taps]
@@ -392,25 +413,107 @@ def make_row(vectors: int, lanes: int | None = None) -> Any:
     return row
 
 
-def make_copy(lanes: int | None = None) -> Any:
-    """Make a conversion of one vector: ``dst[x] = src[x]``, storage to compute dtype."""
+def make_run(vectors: int) -> Any:
+    """Make the row pass for neighbouring taps.
+
+    ``dst[x] = sum_g sum_k weights[g, k] * src_g[x + k]``
+    Groups g of ``run`` taps, each with its offset in bytes; order of the sums as in ``make_row``.
+    ``dst[x] = sum_g sum_k weights[g, k] * src_g[x + k]``
+
+    loaded for the rest, so that neither shuffles nor unaligned loads are the bottleneck. Reads up
+    to a vector beyond the last element used. Needs ``PERMUTES``.
+    """
 
     @intrinsic
-    def copy(context: Any, src: Any, dst: Any, storage: Any, compute: Any) -> Any:
-        stored, computed = _name(storage), _name(compute)
-        signature = types.void(types.int64, types.int64, storage, compute)
+    def run(
+        context: Any, src: Any, offsets: Any, weights: Any, groups: Any, taps: Any, dst: Any,
+        compute: Any, output: Any,
+    ) -> Any:  # fmt: skip
+        computed, out = _name(compute), _name(output)
+        signature = types.void(*[types.int64] * 6, compute, output)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-            e = Emitter(b, computed, lanes or lanes_of(computed))
-            value = e.load(args[0], stored)
-            if e.complex and len(value) == 1:
-                value = [value[0], e.zero()[1]]
-            e.store(value, args[1], computed)
+            src, offsets, weights, groups, taps, dst = args[:6]
+            e = Emitter(b, computed, lanes_of(computed))
+            wide, size = itemsize(computed), itemsize(out)
+            index = ir.IntType(e.bits)
+            lanes = ir.VectorType(index, e.lanes)
+            ascending = ir.Constant(lanes, list(range(e.lanes)))
+            permute = f"llvm.x86.avx512.vpermi2var.{'ps' if wide == 4 else 'pd'}.512"
+
+            def group(g: Any, sums: list[Any]) -> list[Any]:
+                entry = b.add(offsets, b.mul(b.mul(g, taps), e.const(8)))
+                base = b.add(src, b.load(b.inttoptr(entry, I64.as_pointer())))
+                first = b.add(weights, b.mul(b.mul(g, taps), e.const(wide)))
+                chunks = b.sdiv(b.add(taps, e.const(e.lanes - 1)), e.const(e.lanes))
+
+                def chunk(c: Any, sums: list[Any]) -> list[Any]:
+                    start = b.mul(c, e.const(e.lanes))
+                    here = b.add(base, b.mul(start, e.const(wide)))
+                    near = [
+                        e.load_compute(b.add(here, e.const(v * e.lanes * wide)))[0]
+                        for v in range(vectors + 1)
+                    ]
+                    left = b.sub(taps, start)
+                    few = b.icmp_signed("<", left, e.const(e.lanes))
+                    count = b.select(few, left, e.const(e.lanes))
+
+                    def tap(k: Any, values: list[Any]) -> list[Any]:
+                        shift, sums = values[0][0], values[1:]
+                        at = b.mul(b.add(start, k), e.const(wide))
+                        w = e.broadcast(b.add(first, at))
+                        moved = b.add(here, b.mul(k, e.const(wide)))
+                        added = []
+                        for v in range(vectors):
+                            if v % 2:
+                                x = [e._call(permute, e.type, [near[v], shift, near[v + 1]])]
+                            else:
+                                x = e.load_compute(b.add(moved, e.const(v * e.lanes * wide)))
+                            added.append(e.fma(w, x, sums[v]))
+                        following = b.add(shift, ir.Constant(lanes, [1] * e.lanes))
+                        return [[following], *added]
+
+                    return _loop(e, e.const(0), count, [[ascending], *sums], tap)[1:]
+
+                return _loop(e, e.const(0), chunks, sums, chunk)
+
+            sums = _loop(e, e.const(0), groups, [e.zero() for _ in range(vectors)], group)
+            for v in range(vectors):
+                e.store(sums[v], b.add(dst, e.const(v * e.lanes * size)), out)
             return ctx.get_dummy_value()
 
         return signature, generate
 
-    return copy
+    return run
+
+
+def make_convert(vectors: int, lanes: int | None = None) -> Any:
+    """Make the conversion of ``vectors`` vectors from the storage to the compute dtype.
+
+    ``ahead`` is the address of as many elements to ask memory for.
+    """
+
+    @intrinsic
+    def convert(context: Any, src: Any, dst: Any, ahead: Any, storage: Any, compute: Any) -> Any:
+        stored, computed = _name(storage), _name(compute)
+        signature = types.void(types.int64, types.int64, types.int64, storage, compute)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            e = Emitter(b, computed, lanes or lanes_of(computed))
+            if vectors > 1:
+                for line in range(0, vectors * e.lanes * itemsize(stored), LINE):
+                    e.prefetch(b.add(args[2], e.const(line)))
+            for v in range(vectors):
+                source = b.add(args[0], e.const(v * e.lanes * itemsize(stored)))
+                value = e.load(source, stored)
+                if e.complex and len(value) == 1:
+                    value = [value[0], e.zero()[1]]
+                e.store(value, b.add(args[1], e.const(v * e.lanes * itemsize(computed))), computed)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return convert
 
 
 @intrinsic
@@ -433,23 +536,6 @@ def size_of(context: Any, array: Any) -> Any:
         return ir.Constant(I64, size)
 
     return types.int64(array), generate
-
-
-@intrinsic
-def move(context: Any, src: Any, dst: Any, compute: Any) -> Any:
-    """Copy one element of the compute dtype."""
-    size = itemsize(_name(compute))
-    signature = types.void(types.int64, types.int64, compute)
-
-    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-        kind = ir.IntType(8 * size)
-        value = b.load(b.inttoptr(args[0], kind.as_pointer()))
-        value.align = min(size, 8)
-        stored = b.store(value, b.inttoptr(args[1], kind.as_pointer()))
-        stored.align = min(size, 8)
-        return ctx.get_dummy_value()
-
-    return signature, generate
 
 
 @intrinsic

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,32 @@ from numpy.typing import NDArray
 
 from numbasep.plan.geometry import SpatialPlan
 
-# Parts of the caches that are taken as there: scratch in L1, image rows of a strip in L2.
+# Parts of the caches that are taken as there: sums in L1, packed image rows in L2.
 L1_BYTES = 24 << 10
-L2_BYTES = 384 << 10
+L2_BYTES = 512 << 10
 LINE = 64
 
+# Output rows that share what the column pass loads.
 ROWS = 4
+# Column taps up to which image rows are read where they are, if they need no conversion.
+UNPACKED = 8
+# Output rows of a band of packed rows.
+BAND = 64
 # Multiply-adds below which a second thread costs more than it brings.
 ALONE = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
 class CpuTile:
-    """A work item: ``band`` rows of the result, computed in strips of ``strip`` columns."""
+    """A work item: ``band`` rows of the result, computed in strips of ``strip`` columns.
+
+    packed: image rows are converted, with what surrounds them, into memory that stays in L2.
+    """
 
     strip: int
     band: int
     threads: int
+    packed: bool = True
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,7 +52,9 @@ class Scratch:
     fills: int
     table: int
     edges: int
-    phased: int
+    line: int
+    packs: int
+    sums: int
     size: int
     offsets: NDArray[Any]
 
@@ -53,27 +63,31 @@ def _rounded(size: int, step: int = LINE) -> int:
     return -(-size // step) * step
 
 
+def must_pack(plan: SpatialPlan) -> bool:
+    """Whether the image cannot be read where it is."""
+    return plan.direct or plan.storage != plan.compute or plan.x.stride > 1
+
+
 @lru_cache(maxsize=1024)
 def choose(plan: SpatialPlan, threads: int) -> CpuTile:
     """Return the tile for a plan."""
     wide = np.dtype(plan.compute).itemsize * plan.channels
-    narrow = np.dtype(plan.storage).itemsize * plan.channels
     terms = max(plan.rank, 1)
-    rows = (ROWS - 1) * plan.y.stride + plan.y.extent
-    held = rows if plan.direct else ROWS * terms
-    budget = L2_BYTES // 2 if plan.direct else L1_BYTES
-    span = min(budget // (held * wide), L2_BYTES // (rows * narrow))
+    packed = must_pack(plan) or plan.y.taps > UNPACKED
+    total = plan.planes * plan.y.out
+    taps = plan.y.taps * plan.x.taps if plan.direct else terms * (plan.y.taps + plan.x.taps)
+    if total * plan.x.out * plan.channels * max(taps, 16) < ALONE:
+        threads = 1
+    share = -(-total // (4 * threads))
+    band = _rounded(min(max(share, 4 * ROWS), plan.y.out, BAND if packed else 512), ROWS)
+    rows = (band - 1) * plan.y.stride + plan.y.extent if packed else ROWS + plan.y.extent
+    span = L2_BYTES // (rows * wide)
+    if not plan.direct:
+        span = min(span, L1_BYTES // (ROWS * terms * wide))
     strip = max((span - plan.x.extent) // plan.x.stride, 256 // plan.channels, 16)
     count = -(-plan.x.out // strip)
     strip = _rounded(-(-plan.x.out // count), max(LINE // plan.channels, 1))
-    total = plan.planes * plan.y.out
-    work = total * plan.x.out * plan.channels * max(
-        plan.y.taps * plan.x.taps if plan.direct else terms * (plan.y.taps + plan.x.taps), 16
-    )
-    if work < ALONE:
-        threads = 1
-    band = _rounded(max(4 * ROWS, -(-total // (8 * threads))), ROWS)
-    return CpuTile(strip, min(band, _rounded(plan.y.out, ROWS), 512), threads)
+    return CpuTile(strip, band, threads, packed)
 
 
 @lru_cache(maxsize=1024)
@@ -85,21 +99,24 @@ def layout(plan: SpatialPlan, tile: CpuTile) -> Scratch:
     columns = min(tile.strip, plan.x.out)
     span = (columns - 1) * stride + plan.x.extent
     phase = _rounded(-(-span // stride) * pixel) if stride > 1 else 0
-    # One line more, so that rows do not fall on the same sets of the cache.
-    pitch = _rounded(max(span * pixel, stride * phase)) + LINE
+    # Lines more, so that rows do not fall on the same sets of the cache; an odd number of them.
+    pitch = (_rounded(max(span * pixel, stride * phase)) // LINE + 1 | 1) * LINE
     terms = max(plan.rank, 1)
-    rows = (ROWS - 1) * plan.y.stride + plan.y.extent if plan.direct else ROWS * terms
+    band = min(tile.band, plan.y.out)
+    rows = (band - 1) * plan.y.stride + plan.y.extent
     sizes = [
-        rows * pitch,
         terms * wide,
-        8 * max((tile.band - 1) * plan.y.stride + plan.y.extent, plan.y.taps),
+        8 * (max(rows, plan.y.taps) + ROWS),
         24 * span,
-        rows * pitch if phase else 0,
+        pitch if phase else 0,
+        rows * pitch if tile.packed else 0,
+        0 if plan.direct else ROWS * terms * pitch,
+        # A vector read beyond the last element.
+        LINE,
     ]
     starts = np.cumsum([0, *map(_rounded, sizes)]).tolist()
     taps = np.arange(plan.x.taps) * plan.x.dilation
     places = taps % stride * phase + taps // stride * pixel
     lines = np.arange(plan.y.taps) * plan.y.dilation if plan.direct else np.arange(terms)
-    offsets = (lines[:, None] * pitch + places).astype(np.int64)
-    assert prod(offsets.shape) > 0
-    return Scratch(pitch, phase, *starts[1:5], starts[5], np.ascontiguousarray(offsets).ravel())
+    offsets = np.ascontiguousarray((lines[:, None] * pitch + places).astype(np.int64)).ravel()
+    return Scratch(pitch, phase, *starts[:6], starts[7], offsets)
