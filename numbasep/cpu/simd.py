@@ -417,9 +417,9 @@ def make_run(vectors: int) -> Any:
     """Make the row pass for neighbouring taps.
 
     ``dst[x] = sum_g sum_k weights[g, k] * src_g[x + k]``
-    Groups g of ``run`` taps, each with its offset in bytes; order of the sums as in ``make_row``.
-    ``dst[x] = sum_g sum_k weights[g, k] * src_g[x + k]``
 
+    Groups g of ``run`` taps, each with its offset in bytes; order of the sums as in ``make_row``.
+    What lies between two aligned vectors is taken from their registers for every other vector and
     loaded for the rest, so that neither shuffles nor unaligned loads are the bottleneck. Reads up
     to a vector beyond the last element used. Needs ``PERMUTES``.
     """
