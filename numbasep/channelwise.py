@@ -1,0 +1,521 @@
+"""Depthwise and pointwise convolution, and both: the channelwise functions."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbasep import arrays, nvtx
+from numbasep.factorise import SeparableKernel
+from numbasep.plan import channelwise as planner
+from numbasep.plan import checks
+from numbasep.plan.channelwise import DepthwisePlan, FusedPlan, PointwisePlan
+from numbasep.plan.spatial import BACKENDS
+
+Array = NDArray[Any]
+
+
+def depthwise_conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    activation: str | None = None,
+    out: Any = None,
+    backend: str | None = None,
+    stream: Any = None,
+) -> Any:
+    """Correlate each channel of images with its own kernels.
+
+    Equal to ``torch.nn.functional.conv2d(x, weight, bias, stride, padding, dilation, groups=C)``
+    and then the activation. Like it this correlates; ``separable_conv2d`` convolves (flips).
+
+    Parameters
+    ----------
+    x : array of shape (N, C, H, W) or (C, H, W); (N, H, W, C) or (H, W, C) for layout "NHWC"
+        float32, float64, float16, bfloat16 (the 16-bit ones accumulate in float32), or int8, which
+        gives exact int32 sums (modulo 2**32). NumPy, PyTorch (CPU), JAX (CPU) or by DLPack. A
+        memory order other than C's is copied, but for torch's channels_last with layout "NCHW",
+        which is computed, and returned, as it stands.
+    weight : array of shape (C * M, 1, kh, kw), (C, kh, kw), or a stack of SeparableKernel
+        M filters for each channel: filter f reads channel f // M. int8 for an int8 ``x``. The
+        stack from ``numbasep.factorise(weight, tol=...)``, of shape (C, ...), (C * M, ...) or
+        (C * M, 1, ...), or a sequence of C * M single ones, runs column and row passes.
+    bias : array of shape (C * M,), optional
+    stride, dilation : int or (vertical, horizontal), default 1
+    padding : int, (vertical, horizontal), (top, bottom, left, right), "same" or "valid", default 0
+        "same" gives ceil(H / stride) rows by TensorFlow's rule: of an odd padding the larger half
+        is after the image, and it depends on H. For stride 1 it is torch's "same".
+    padding_mode : "zeros", "reflect", "replicate" or "circular"
+        What the padding holds, as in ``torch.nn.Conv2d``; it may be wider than the image.
+    layout : "NCHW" or "NHWC"
+    activation : None, "relu", "relu6", "silu", "hardswish" or "gelu" (by erf)
+    out : array, optional
+        Where the result goes; may overlap ``x``.
+    backend : "cpu" or "cuda", optional
+        By default where ``x`` is. "cuda" with a host array copies it to the device and back.
+    stream : optional
+        The CUDA stream to run on.
+
+    Returns
+    -------
+    array
+        Of ``x``'s kind and layout, (N, C * M, OH, OW) with
+        ``OH = (H + top + bottom - ((kh - 1) * dilation + 1)) // stride + 1``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+
+    Notes
+    -----
+    Before the activation each element is within ``gamma(kh kw + 1)`` times the same sum of absolute
+    values of the exact one, in units of the accumulator (see ``separable_conv2d``); low-rank
+    weights: ``gamma(kh + kw + R + 1)``. The bits do not depend on layout or number of threads.
+    """
+    with nvtx.range("numbasep.depthwise_conv2d"):
+        call = _Call(x, out, layout, backend, stream)
+        taps = _depthwise_weight("weight", weight, call.dtype)
+        plan = planner.depthwise(
+            call.shape,
+            call.dtype,
+            taps.filters,
+            taps.size,
+            taps.rank,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            layout=call.layout,
+            activation=activation,
+        )
+        bias = _bias("bias", bias, plan.filters, plan.compute)
+        result = call.place(plan.filters, (plan.y.out, plan.x.out), plan.output)
+        if result.size:
+            image = call.image(plan.layout)
+            call.module("depthwise").run_depthwise(
+                plan, image, taps.of(plan.compute), bias, result, **call.more
+            )
+        return call.finish(result)
+
+
+def pointwise_conv2d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    layout: str = "NCHW",
+    activation: str | None = None,
+    precision: str | None = None,
+    out: Any = None,
+    backend: str | None = None,
+    stream: Any = None,
+) -> Any:
+    """Mix the channels of images, pixel by pixel: 1x1 convolution.
+
+    Equal to ``torch.nn.functional.conv2d(x, weight, bias)`` with a 1x1 kernel, and then the
+    activation.
+
+    Parameters
+    ----------
+    x, bias, layout, activation, out, backend, stream
+        As for ``depthwise_conv2d``.
+    weight : array of shape (Cout, C) or (Cout, C, 1, 1)
+        Groups are refused: split by group and call once for each.
+    precision : None or "tf32"
+        None computes a float32 ``x`` in float32. "tf32" lets a GPU use its tensor cores, whose
+        operands have 11 significant bits (u = 2**-11); the CPU computes it in float32.
+
+    Returns
+    -------
+    array
+        Of ``x``'s kind and layout, (N, Cout, H, W).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+
+    Notes
+    -----
+    Before the activation each element is within ``gamma(C + 1)`` times the same sum of absolute
+    values of the exact one. The sum over channels is ascending, whatever layout and threads.
+    """
+    with nvtx.range("numbasep.pointwise_conv2d"):
+        call = _Call(x, out, layout, backend, stream)
+        matrix, weights = _pointwise_weight("weight", weight, call.dtype)
+        plan = planner.pointwise(
+            call.shape,
+            call.dtype,
+            matrix.shape,
+            weights,
+            layout=call.layout,
+            activation=activation,
+            precision=precision,
+        )
+        bias = _bias("bias", bias, plan.outputs, plan.compute)
+        result = call.place(plan.outputs, call.spatial, plan.output)
+        if result.size:
+            call.module("pointwise").run_pointwise(
+                plan,
+                _joined(call.image(plan.layout), plan.layout),
+                _cast(matrix, plan.compute),
+                bias,
+                _joined(result, plan.layout),
+                **call.more,
+            )
+        return call.finish(result)
+
+
+def depthwise_separable_conv2d(
+    x: Any,
+    depthwise_weight: Any,
+    pointwise_weight: Any,
+    *,
+    depthwise_bias: Any = None,
+    depthwise_activation: str | None = None,
+    pointwise_bias: Any = None,
+    activation: str | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, ...] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    precision: str | None = None,
+    fuse: bool | None = None,
+    out: Any = None,
+    backend: str | None = None,
+    stream: Any = None,
+) -> Any:
+    """Correlate each channel with its own kernels, then mix the channels, in one launch.
+
+    Equal to ``pointwise_conv2d(depthwise_conv2d(x, depthwise_weight, depthwise_bias, ...,
+    activation=depthwise_activation), pointwise_weight, pointwise_bias, activation=activation)``.
+    Where it is fused, the depthwise result stays in a cache (CPU) or in shared memory (CUDA) and
+    is never written to memory.
+
+    Parameters
+    ----------
+    x, stride, padding, dilation, padding_mode, layout, activation, out, backend, stream
+        As for ``depthwise_conv2d``, but for int8, whose int32 intermediate would have to be scaled.
+    depthwise_weight, depthwise_bias, depthwise_activation
+        As ``weight``, ``bias`` and ``activation`` of ``depthwise_conv2d``.
+    pointwise_weight : array of shape (Cout, C * M) or (Cout, C * M, 1, 1)
+    pointwise_bias : array of shape (Cout,), optional
+    precision
+        As for ``pointwise_conv2d``.
+    fuse : bool, optional
+        By default the plan decides. float32 and float64 give the same bits either way; float16 and
+        bfloat16 round the intermediate only where not fused.
+
+    Returns
+    -------
+    array
+        Of ``x``'s kind and layout, (N, Cout, OH, OW).
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    """
+    with nvtx.range("numbasep.depthwise_separable_conv2d"):
+        if fuse is not None and not isinstance(fuse, (bool, np.bool_)):
+            raise TypeError(f"fuse: {fuse!r} arrived; pass None, True or False")
+        call = _Call(x, out, layout, backend, stream)
+        if call.dtype == "int8":
+            raise TypeError(
+                "x: int8 arrived, whose int32 intermediate would have to be scaled; call "
+                "depthwise_conv2d, requantise, and call pointwise_conv2d"
+            )
+        taps = _depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
+        matrix, weights = _pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
+        first = planner.depthwise(
+            call.shape,
+            call.dtype,
+            taps.filters,
+            taps.size,
+            taps.rank,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            padding_mode=padding_mode,
+            layout=call.layout,
+            activation=depthwise_activation,
+            argument="depthwise_weight",
+            activation_argument="depthwise_activation",
+        )
+        middle = (first.batch, first.filters, first.y.out, first.x.out)
+        if first.layout == "NHWC":
+            middle = middle[0], middle[2], middle[3], middle[1]
+        second = planner.pointwise(
+            middle,
+            call.dtype,
+            matrix.shape,
+            weights,
+            layout=first.layout,
+            activation=activation,
+            precision=precision,
+            argument="pointwise_weight",
+        )
+        plan = planner.separable(first, second, None if fuse is None else bool(fuse), call.backend)
+        biases = (
+            _bias("depthwise_bias", depthwise_bias, first.filters, first.compute),
+            _bias("pointwise_bias", pointwise_bias, second.outputs, second.compute),
+        )
+        result = call.place(second.outputs, (first.y.out, first.x.out), second.output)
+        if result.size:
+            _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
+        return call.finish(result)
+
+
+def _run_separable(
+    call: _Call,
+    plan: FusedPlan,
+    taps: _Taps,
+    matrix: Array,
+    biases: tuple[Array, Array],
+    result: Array,
+) -> None:
+    first, second = plan.depthwise, plan.pointwise
+    image = call.image(first.layout)
+    filters = taps.of(first.compute)
+    if plan.fused or call.backend == "cuda":
+        call.module("fused").run_fused(
+            plan,
+            image,
+            filters,
+            biases[0],
+            matrix,
+            biases[1],
+            _joined(result, first.layout),
+            **call.more,
+        )
+        return
+    middle = np.empty(
+        (first.batch, first.filters, first.y.out, first.x.out)
+        if first.layout == "NCHW"
+        else (first.batch, first.y.out, first.x.out, first.filters),
+        image.dtype,
+    )
+    call.module("depthwise").run_depthwise(first, image, filters, biases[0], middle)
+    call.module("pointwise").run_pointwise(
+        second, _joined(middle, first.layout), matrix, biases[1], _joined(result, first.layout)
+    )
+
+
+def _joined(array: Array, layout: str) -> Array:
+    """Return a view whose rows and columns are one axis of pixels."""
+    n, a, b, c = array.shape
+    return array.reshape((n, a, b * c) if layout == "NCHW" else (n, a * b, c))
+
+
+class _Call:
+    """What every channelwise call does with ``x`` and ``out``."""
+
+    def __init__(self, x: Any, out: Any, layout: Any, backend: Any, stream: Any) -> None:
+        self.x, self.kind = arrays.adopt("x", x)
+        self.asked = out
+        self.out: Array | None = None
+        if out is not None:
+            self.out, place_kind = arrays.adopt("out", out)
+            arrays.check_kinds(self.kind, place_kind)
+        self.backend = "cpu" if backend is None else checks.choice("backend", backend, BACKENDS)
+        if stream is not None and self.backend == "cpu":
+            raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
+        self.more: dict[str, Any] = {"stream": stream} if self.backend == "cuda" else {}
+        self.dtype = planner.storage_of(checks.name_of(self.x.dtype))
+        self.layout = checks.choice("layout", layout, planner.LAYOUTS)
+        self.batched = self.x.ndim == 4
+        shape = self.x.shape
+        planner.layout_of(shape, self.layout)
+        self.spatial = shape[-2:] if self.layout == "NCHW" else shape[-3:-1]
+        # Channels last in memory, as torch has it: what the kernels see is NHWC.
+        self.turned = (
+            self.layout == "NCHW"
+            and not self.x.flags.c_contiguous
+            and np.moveaxis(self.x, -3, -1).flags.c_contiguous
+        )
+        if self.turned:
+            self.x, self.layout = np.moveaxis(self.x, -3, -1), "NHWC"
+        self.shape = self.x.shape
+
+    def image(self, layout: str) -> Array:
+        """Return ``x`` as the kernels take it, four dimensions."""
+        x = self.x
+        x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
+        return x if self.batched else x[None]
+
+    def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Array:
+        """Return the array that the kernels write; ``out`` itself where it can be."""
+        planar = self.layout == "NCHW"
+        shape = (channels, *size) if planar else (*size, channels)
+        if self.batched:
+            shape = (self.shape[0], *shape)
+        seen = (*shape[:-3], shape[-1], *shape[-3:-1]) if self.turned else shape
+        if self.out is None:
+            arrays.check_wrap(self.kind, dtype)
+        else:
+            arrays.check_out(self.out, seen, dtype)
+            place = np.moveaxis(self.out, -3, -1) if self.turned else self.out
+            usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
+            if usable and not np.may_share_memory(self.x, place):
+                return place if self.batched else place[None]
+        fresh = np.empty(shape, self.x.dtype.newbyteorder("=") if dtype == self.dtype else dtype)
+        return fresh if self.batched else fresh[None]
+
+    def module(self, name: str) -> Any:
+        return importlib.import_module(f"numbasep.{self.backend}.{name}")
+
+    def finish(self, result: Array) -> Any:
+        """Return the result as the caller's kind of array."""
+        one = result if self.batched else result[0]
+        if self.turned:
+            one = np.moveaxis(one, -1, -3)
+        if self.out is None:
+            return self.kind.wrap(one)
+        if not np.may_share_memory(self.out, one):
+            np.copyto(self.out, one)
+        return self.asked
+
+
+class _Taps:
+    """Depthwise weights: dense (filters, kh, kw), or the factors of each filter."""
+
+    def __init__(self, dense: Array | None, columns: Array | None, rows: Array | None) -> None:
+        self.dense, self.columns, self.rows = dense, columns, rows
+        if dense is not None:
+            self.filters, self.size, self.rank = len(dense), dense.shape[1:], 0
+        else:
+            assert columns is not None
+            assert rows is not None
+            self.filters, self.rank, high = columns.shape
+            self.size = high, rows.shape[2]
+
+    def of(self, compute: str) -> Any:
+        """Return what the kernels take."""
+        if self.dense is not None:
+            return _cast(self.dense, compute)
+        assert self.columns is not None
+        assert self.rows is not None
+        return _cast(self.columns, compute), _cast(self.rows, compute)
+
+
+def _cast(values: Array, compute: str) -> Array:
+    return np.ascontiguousarray(values, compute)
+
+
+def _adopted(argument: str, value: Any, dtype: str) -> Array:
+    """Return weights or a bias whose dtype suits the image's."""
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value, np.float64 if dtype != "int8" else None)
+    array, _ = arrays.adopt(argument, value)
+    name = checks.dtype(argument, array.dtype)
+    if dtype == "int8":
+        allowed = ("int8", "int32") if "bias" in argument else ("int8",)
+        if name not in allowed:
+            raise TypeError(
+                f"{argument}: dtype {name} arrived and x is int8; pass {' or '.join(allowed)}, or "
+                "convert x to float32"
+            )
+    elif name.startswith("complex"):
+        raise TypeError(f"{argument}: dtype {name} arrived; pass real numbers")
+    return array
+
+
+def _depthwise_weight(argument: str, weight: Any, dtype: str) -> _Taps:
+    stack = isinstance(weight, (list, tuple)) and len(weight) > 0
+    if stack and all(isinstance(one, SeparableKernel) for one in weight):
+        ranks = max(len(one.columns) for one in weight if one.columns.ndim == 2)
+        sides = [
+            np.stack([_padded(argument, getattr(one, side), ranks) for one in weight])
+            for side in ("columns", "rows")
+        ]
+        return _factors(argument, sides[0], sides[1], dtype)
+    if isinstance(weight, SeparableKernel):
+        return _factors(argument, weight.columns, weight.rows, dtype)
+    array = _adopted(argument, weight, dtype)
+    if array.ndim == 4 and array.shape[1] == 1:
+        array = array[:, 0]
+    elif array.ndim != 3:
+        raise ValueError(
+            f"{argument}: shape {array.shape} arrived; pass (C * M, 1, kh, kw), (C, kh, kw), or "
+            "SeparableKernels"
+        )
+    return _Taps(array, None, None)
+
+
+def _padded(argument: str, taps: Array, rank: int) -> Array:
+    """Return one filter's taps with terms of zeros up to a rank."""
+    if taps.ndim != 2:
+        raise ValueError(
+            f"{argument}: a sequence with a stack of kernels of shape {taps.shape[:-2]} arrived; "
+            "pass the stack itself, or single ones"
+        )
+    return np.pad(taps, ((0, rank - len(taps)), (0, 0)))
+
+
+def _factors(argument: str, columns: Array, rows: Array, dtype: str) -> _Taps:
+    if columns.ndim == 5 - 1 and columns.shape[1] == 1:
+        columns, rows = columns[:, 0], rows[:, 0]
+    if columns.ndim != 3:
+        raise ValueError(
+            f"{argument}: kernels of shape {columns.shape[:-2]} arrived; pass a stack (C * M,) or "
+            "(C * M, 1), as factorise makes of such weights"
+        )
+    if columns.dtype.kind == "c":
+        raise TypeError(f"{argument}: complex factors arrived; pass real ones")
+    if dtype == "int8":
+        if columns.dtype.kind != "i":
+            raise TypeError(
+                f"{argument}: {columns.dtype} factors arrived and x is int8; pass integer ones "
+                "(factorise of an integer kernel), or convert x to float32"
+            )
+        # Sums modulo 2**32 are exact when the whole sum fits; factors are taken modulo it too.
+        gain = np.einsum("fri,frj->f", np.abs(columns).astype(object), np.abs(rows).astype(object))
+        if max(gain, default=0) * 128 >= 2**31:
+            raise ValueError(f"{argument}: the sums of int8 values could exceed int32; use float32")
+    if columns.shape[1] == 0:
+        # Zero kernels: one term of zeros.
+        columns = np.zeros((len(columns), 1, columns.shape[2]), columns.dtype)
+        rows = np.zeros((len(rows), 1, rows.shape[2]), rows.dtype)
+    return _Taps(None, columns, rows)
+
+
+def _pointwise_weight(argument: str, weight: Any, dtype: str) -> tuple[Array, str]:
+    """Return the matrix (Cout, C) and its dtype's name."""
+    array = _adopted(argument, weight, dtype)
+    if array.ndim == 4 and array.shape[2:] == (1, 1):
+        array = array[:, :, 0, 0]
+    elif array.ndim != 2:
+        raise ValueError(
+            f"{argument}: shape {array.shape} arrived; pass (Cout, C) or (Cout, C, 1, 1)"
+        )
+    return array, checks.dtype(argument, array.dtype)
+
+
+@lru_cache(maxsize=64)
+def _zeros(count: int, compute: str) -> Array:
+    zeros = np.zeros(count, compute)
+    zeros.flags.writeable = False
+    return zeros
+
+
+def _bias(argument: str, bias: Any, count: int, compute: str) -> Array:
+    """Return a bias in the compute dtype, zeros for None."""
+    if bias is None:
+        return _zeros(count, compute)
+    array = _adopted(argument, bias, "int8" if compute == "int32" else compute)
+    if array.shape != (count,):
+        raise ValueError(f"{argument}: shape {array.shape} arrived; pass ({count},)")
+    return _cast(array, compute)
