@@ -1,0 +1,186 @@
+"""Depthwise and pointwise convolution in one pass on the CPU: the intermediate stays in L2.
+
+A thread takes a band of output rows, filters it for all channels into a panel of its own, and mixes
+the panel's channels into the result:
+
+    image (all channels of a band) ---> panel (in L2) ---> result (all output channels of a band)
+
+Each half is the code of ``depthwise`` or ``pointwise``, so that the bits are those of the two calls.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from numbasep.cpu import atomics, blocks, depthwise, pointwise, pool, simd
+from numbasep.cpu.depthwise import ACTIVATED, Prepared, address, finisher
+from numbasep.plan import cpu_tiles
+from numbasep.plan.channelwise import DepthwisePlan, FusedPlan
+
+Array = NDArray[Any]
+
+VERSION = zlib.crc32(Path(__file__).read_bytes(), pointwise.VERSION)
+
+FIRST, SECOND, PANEL, PITCH, ACTIVATE, SHARES, SHARE = range(7)
+NUMBERS = 7
+
+
+@njit(error_model="numpy")
+def work(numbers: int, taken: int, items: int, scratch: int) -> None:
+    """Take bands of output rows until there are none."""
+    s = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    p = numba.carray(simd.as_pointer(s[FIRST]), depthwise.NUMBERS)
+    q = numba.carray(simd.as_pointer(s[SECOND]), pointwise.NUMBERS)
+    panel, pitch = scratch + s[PANEL], s[PITCH]
+    filters, wide = p[depthwise.C] * p[depthwise.M], p[depthwise.WIDE]
+    columns, rows_out = p[depthwise.OW], p[depthwise.OH]
+    size = p[depthwise.H] * p[depthwise.W] * p[depthwise.SIZE]
+    bands, narrow, outputs = p[depthwise.BANDS], q[pointwise.NARROW], q[pointwise.COUT]
+    while True:
+        item = atomics.take(taken)
+        if item >= items:
+            break
+        share, rest = item % s[SHARES], item // s[SHARES]
+        band, n = rest % bands, rest // bands
+        first = share * s[SHARE]
+        last = min(first + s[SHARE], outputs)
+        y0 = band * p[depthwise.BAND]
+        rows = min(rows_out - y0, p[depthwise.BAND])
+        count = rows * columns
+        image = p[depthwise.IMAGE] + n * p[depthwise.C] * size
+        if p[depthwise.PLANAR]:
+            for c in range(p[depthwise.C]):
+                to = panel + c * p[depthwise.M] * pitch
+                depthwise.plane_band(
+                    p, scratch, image + c * size, c, y0, rows, to, pitch, columns * wide
+                )
+                if s[ACTIVATE] != 0:
+                    for m in range(p[depthwise.M]):
+                        atomics.call3(s[ACTIVATE], to + m * pitch, to + m * pitch, count)
+            out = q[pointwise.OUT] + (n * outputs * rows_out + y0) * columns * narrow
+            pointwise.mix_planes(q, panel + filters * pitch, panel, out, count, first, last)
+        else:
+            for f in range(0, filters, p[depthwise.GROUP]):
+                depthwise.pixel_band(
+                    p, scratch, image, f, min(p[depthwise.GROUP], filters - f), y0, rows,
+                    panel + f * wide, columns * filters * wide,
+                )  # fmt: skip
+            if s[ACTIVATE] != 0:
+                atomics.call3(s[ACTIVATE], panel, panel, count * filters)
+            out = q[pointwise.OUT] + (n * rows_out + y0) * columns * outputs * narrow
+            pointwise.mix_pixels(
+                q, panel + p[depthwise.BAND] * columns * filters * wide + 256, panel, out, count,
+                first, last,
+            )  # fmt: skip
+        atomics.take(taken + 8)
+
+
+@cache
+def driver(version: int = VERSION) -> Any:
+    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+
+    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+        if version:
+            work(numbers, counter, items, scratch)
+
+    return driver
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A work item: ``band`` output rows of all channels."""
+
+    band: int
+    threads: int
+
+
+@lru_cache(maxsize=1024)
+def choose(plan: FusedPlan, threads: int) -> Tile:
+    """Return the tile for a plan."""
+    first = plan.depthwise
+    wide = np.dtype(first.compute).itemsize
+    band = max(1, cpu_tiles.L2_BYTES // (first.filters * first.x.out * wide))
+    share = -(-first.batch * first.y.out // (2 * threads))
+    band = min(band, max(share, 4), first.y.out)
+    bands = -(-first.y.out // band)
+    return Tile(-(-first.y.out // bands), threads)
+
+
+@lru_cache(maxsize=512)
+def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
+    """Return what calls of a plan share: of the depthwise part, of the pointwise one, and of all."""
+    first, second = plan.depthwise, plan.pointwise
+    wide = np.dtype(first.compute).itemsize
+    pixels = tile.band * first.x.out
+    planar = first.layout == "NCHW"
+    # Whole blocks are read beyond the last pixel; an odd number of lines between rows.
+    pitch = (-(-pixels * wide // 64) | 1) * 64
+    group = 1 if planar else _group(first)
+    one = depthwise.prepare(
+        first, depthwise.Tile(tile.band, group, tile.threads), first.filters * wide
+    )
+    share = -(-second.outputs // 48) * 48
+    two = pointwise.prepare(
+        second, pointwise.Tile(pixels, share, tile.threads), pitch if planar else 0
+    )
+    if planar:
+        panel = first.filters * pitch
+        # The result's rows: one image's pixels.
+    else:
+        panel = pixels * first.filters * wide
+    activation = ACTIVATED.get(first.activation, 0)
+    start = -(-one.scratch // 64) * 64
+    numbers = np.zeros(NUMBERS, np.int64)
+    numbers[PANEL:] = (
+        start,
+        pitch,
+        finisher(first.compute, first.compute, activation).address if activation else 0,
+        1,
+        second.outputs,
+    )
+    bands = -(-first.y.out // tile.band)
+    block = pointwise.ROWS * max(pitch, 256) + 1024
+    return (
+        one,
+        two,
+        Prepared(
+            numbers, first.batch * bands, start + panel + block + 8 * simd.VECTOR, tile.threads, ()
+        ),
+    )
+
+
+def _group(plan: DepthwisePlan) -> int:
+    in_place = plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
+    return plan.filters if in_place else min(4 * blocks.lanes_of(plan.compute), plan.filters)
+
+
+def run_fused(
+    plan: FusedPlan,
+    image: Array,
+    depthwise_weight: Any,
+    depthwise_bias: Array,
+    pointwise_weight: Array,
+    pointwise_bias: Array,
+    out: Array,
+    tile: Tile | None = None,
+) -> None:
+    """Write both convolutions of ``image`` into ``out``; see ``plan.channelwise``."""
+    one, two, both = prepare(plan, tile or choose(plan, numba.get_num_threads()))
+    columns, rows = depthwise.arranged(plan.depthwise, depthwise_weight)
+    packed = pointwise.packed_weight(plan.pointwise, pointwise_weight, both.threads)
+    p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()
+    p[: depthwise.PER_CALL] = [address(a) for a in (image, out, columns, rows, depthwise_bias)]
+    q[: pointwise.PER_CALL] = [address(a) for a in (image, out, packed, pointwise_bias)]
+    numbers[:PANEL] = address(p), address(q)
+    owners = image, out, columns, rows, packed, depthwise_bias, pointwise_bias, p, q, one, two
+    pool.run(driver().address, numbers, both.items, both.scratch, both.threads, owners)
