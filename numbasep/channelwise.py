@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +13,7 @@ from numbasep import arrays, nvtx
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
-from numbasep.plan.channelwise import DepthwisePlan, FusedPlan, PointwisePlan
+from numbasep.plan.channelwise import FusedPlan
 from numbasep.plan.spatial import BACKENDS
 
 Array = NDArray[Any]
@@ -466,7 +465,7 @@ def _padded(argument: str, taps: Array, rank: int) -> Array:
 
 
 def _factors(argument: str, columns: Array, rows: Array, dtype: str) -> _Taps:
-    if columns.ndim == 5 - 1 and columns.shape[1] == 1:
+    if columns.ndim == 4 and columns.shape[1] == 1:
         columns, rows = columns[:, 0], rows[:, 0]
     if columns.ndim != 3:
         raise ValueError(

@@ -39,7 +39,7 @@ Array = NDArray[Any]
 # The cache of compiled code watches one file only: what it is made of goes into its key.
 VERSION = zlib.crc32(
     b"".join(
-        Path(part.__file__).read_bytes()
+        Path(str(part.__file__)).read_bytes()
         for part in (simd, atomics, boundaries, blocks, separable)
     )
     + Path(__file__).read_bytes()
@@ -403,13 +403,9 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
                     plane_band(p, scratch, base, c, y0, rows, out, plane, p[OW] * p[WIDE])
                     continue
                 result, length = scratch + p[RESULT_AT], rows * p[OW]
-                plane_band(
-                    p, scratch, base, c, y0, rows, result, length * p[WIDE], p[OW] * p[WIDE]
-                )
+                plane_band(p, scratch, base, c, y0, rows, result, length * p[WIDE], p[OW] * p[WIDE])
                 for m in range(p[M]):
-                    atomics.call3(
-                        p[FINISH], result + m * length * p[WIDE], out + m * plane, length
-                    )
+                    atomics.call3(p[FINISH], result + m * length * p[WIDE], out + m * plane, length)
         else:
             base = p[IMAGE] + n * p[C] * size
             count = min(p[GROUP], filters - first)
@@ -480,7 +476,7 @@ class Prepared:
     owners: tuple[Any, ...]
 
 
-def _rounded(size: int, step: int = 64) -> int:
+def rounded(size: int, step: int = 64) -> int:
     return -(-size // step) * step
 
 
@@ -491,10 +487,10 @@ def row_bytes(plan: DepthwisePlan, group: int) -> tuple[int, int]:
     # The whole image row is packed, also what no output reads.
     span = max(span, plan.x.size + max(-plan.x.origin, 0))
     if plan.layout == "NHWC":
-        return _rounded(span * group * wide) + 64, group * wide
+        return rounded(span * group * wide) + 64, group * wide
     # Whole vectors are written and read beyond the last element.
-    phase = _rounded(-(-span // plan.x.stride) * wide) + 4 * simd.VECTOR
-    return _rounded(plan.x.stride * phase + 4 * simd.VECTOR), phase
+    phase = rounded(-(-span // plan.x.stride) * wide) + 4 * simd.VECTOR
+    return rounded(plan.x.stride * phase + 4 * simd.VECTOR), phase
 
 
 @lru_cache(maxsize=1024)
@@ -510,7 +506,7 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
         fits = (cpu_tiles.L1_BYTES // pitch - plan.y.extent) // plan.y.stride + 1
         band = min(max(fits, 2 * ROWS), plan.y.out)
         bands = -(-plan.y.out // band)
-        band = min(_rounded(-(-plan.y.out // bands), ROWS), plan.y.out)
+        band = min(rounded(-(-plan.y.out // bands), ROWS), plan.y.out)
         group = max(1, 60_000 // (band * plan.x.out * taps * plan.multiplier))
         most = -(-plan.batch * plan.channels * bands // (4 * threads))
         return Tile(band, min(group, max(most, 1), plan.channels), threads)
@@ -581,9 +577,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         geometry[2] = geometry[0]
         geometry[2, blocks.OFFSETS] = address(offsets[2])
         geometry[2, blocks.X_STEP] = x.stride * plan.channels * wide
-    direct = (
-        not planar and plan.storage == plan.compute and plan.multiplier == 1 and not plan.rank
-    )
+    direct = not planar and plan.storage == plan.compute and plan.multiplier == 1 and not plan.rank
     low = high = x.out
     if direct:
         low = min(max(-(x.origin // x.stride), 0), x.out)
@@ -608,7 +602,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         # Only the edges are packed.
         edge = max(low, x.out - high)
         edge = (edge - 1) * x.stride + x.extent if edge else 0
-        pitch = _rounded(edge * group * wide) + 64
+        pitch = rounded(edge * group * wide) + 64
     sizes = [
         needed * pitch + 4 * simd.VECTOR,
         (tile.band if planar else 1) * max(terms, 1) * pitch + 4 * simd.VECTOR if terms else 0,
@@ -616,7 +610,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         8 * (needed + terms),
         64,
     ]
-    starts = np.cumsum([0, *map(_rounded, sizes)]).tolist()
+    starts = np.cumsum([0, *map(rounded, sizes)]).tolist()
     units = plan.channels if planar else filters
     groups = -(-units // group)
     compiled = (planes_of if planar else pixels_of)(plan.compute, number)

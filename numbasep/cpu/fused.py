@@ -5,7 +5,7 @@ the panel's channels into the result:
 
     image (all channels of a band) ---> panel (in L2) ---> result (all output channels of a band)
 
-Each half is the code of ``depthwise`` or ``pointwise``, so that the bits are those of the two calls.
+Each half is the code of ``depthwise`` or ``pointwise``: the bits are those of the two calls.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
 
 @lru_cache(maxsize=512)
 def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
-    """Return what calls of a plan share: of the depthwise part, of the pointwise one, and of all."""
+    """Return what calls of a plan share: of the depthwise half, the pointwise one, and all."""
     first, second = plan.depthwise, plan.pointwise
     wide = np.dtype(first.compute).itemsize
     pixels = tile.band * first.x.out
@@ -133,11 +133,7 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     two = pointwise.prepare(
         second, pointwise.Tile(pixels, share, tile.threads), pitch if planar else 0
     )
-    if planar:
-        panel = first.filters * pitch
-        # The result's rows: one image's pixels.
-    else:
-        panel = pixels * first.filters * wide
+    panel = first.filters * (pitch if planar else pixels * wide)
     activation = ACTIVATED.get(first.activation, 0)
     start = -(-one.scratch // 64) * 64
     numbers = np.zeros(NUMBERS, np.int64)

@@ -21,7 +21,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, blocks, depthwise, pool, simd
-from numbasep.cpu.depthwise import ACTIVATED, Prepared, address, bounds_of, finisher, packer
+from numbasep.cpu.depthwise import (
+    ACTIVATED,
+    Prepared,
+    address,
+    bounds_of,
+    finisher,
+    packer,
+    rounded,
+)
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import PointwisePlan
 
@@ -54,7 +62,7 @@ PER_CALL = 4
 def mix_block(
     g: int, a: int, b: int, c: int, bias: int, rows: int, n: int, compute: Any, spec: Any
 ) -> None:
-    """A product of ``rows`` rows and n columns; 8 rows at a time, the last ones again if need be."""
+    """A product of ``rows`` rows and n columns; 8 rows at a time, the last 8 again if need be."""
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     a_row, a_step = atomics.peek(g + 8 * A_ROW), atomics.peek(g + 8 * A_STEP)
     b_step, c_row = atomics.peek(g + 8 * B_STEP), atomics.peek(g + 8 * C_ROW)
@@ -281,11 +289,11 @@ def choose(plan: PointwisePlan, threads: int) -> Tile:
     count = -(-whole // most)
     if images * count < 4 * threads and threads > 1:
         count = min(max(count, 4 * threads // images), max(1, whole // (2 * VECTORS * step)))
-    pixels = -(-(-(-whole // count)) // step) * step
+    pixels = rounded(-(-whole // count), step)
     tiles = images * -(-whole // pixels)
     shares = 1 if tiles >= 2 * threads else -(-2 * threads // tiles)
     unit = ROWS if planar else VECTORS * lanes
-    share = -(-(-(-plan.outputs // shares)) // unit) * unit
+    share = rounded(-(-plan.outputs // shares), unit)
     return Tile(pixels, share, threads)
 
 

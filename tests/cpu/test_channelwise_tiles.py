@@ -1,0 +1,99 @@
+"""The bits of the CPU backend do not depend on how it cuts its work, nor on its threads."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from numbasep.channelwise import depthwise_separable_conv2d, pointwise_conv2d
+from numbasep.cpu import depthwise, fused, pointwise
+from numbasep.plan import channelwise as planner
+
+Array = NDArray[Any]
+
+
+def noise(*shape: int) -> Array:
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    ("size", "k", "stride", "storage"),
+    [
+        ((7, 7), 3, 1, "float32"),
+        ((33, 50), 5, 2, "float32"),
+        ((40, 70), 7, 1, "float16"),
+        ((21, 19), 4, 3, "float32"),
+        ((40, 40), 13, 1, "float32"),
+    ],
+)
+def test_depthwise_tiles(
+    layout: str, size: tuple[int, int], k: int, stride: int, storage: str
+) -> None:
+    channels = 37
+    shape = (2, channels, *size) if layout == "NCHW" else (2, *size, channels)
+    plan = planner.depthwise(
+        shape, storage, channels, (k, k), 0, stride=stride, padding=k // 2, layout=layout
+    )
+    image, weight, bias = noise(*shape).astype(storage), noise(channels, k, k), noise(channels)
+    rows, columns = plan.y.out, plan.x.out
+    out_shape = (2, channels, rows, columns) if layout == "NCHW" else (2, rows, columns, channels)
+    expected = None
+    for band, group, threads in product((1, 3, 4, 9, 100), (1, 5, 16, channels), (1, 2, 3)):
+        if layout == "NHWC" and storage == "float32" and group < channels:
+            continue
+        out = np.full(out_shape, np.nan, storage)
+        tile = depthwise.Tile(min(band, rows), group, threads)
+        depthwise.run_depthwise(plan, image, weight, bias, out, tile)
+        expected = out if expected is None else expected
+        assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_pointwise_tiles(layout: str) -> None:
+    shape = (2, 70, 13, 11) if layout == "NCHW" else (2, 13, 11, 70)
+    plan = planner.pointwise(shape, "float32", (101, 70), "float32", layout=layout)
+    image, weight, bias = noise(*shape), noise(101, 70), noise(101)
+    image = image.reshape((2, 70, -1) if layout == "NCHW" else (2, -1, 70))
+    expected = None
+    for pixels, share, threads in product((16, 48, 64, 144), (48, 96, 144), (1, 2, 3)):
+        out = np.full((2, 101, 143) if layout == "NCHW" else (2, 143, 101), np.nan, np.float32)
+        tile = pointwise.Tile(pixels, share, threads)
+        pointwise.run_pointwise(plan, image, weight, bias, out, tile)
+        expected = out if expected is None else expected
+        assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_fused_tiles(layout: str) -> None:
+    shape = (2, 30, 17, 21) if layout == "NCHW" else (2, 17, 21, 30)
+    first = planner.depthwise(shape, "float32", 30, (3, 3), 0, padding=1, layout=layout)
+    second = planner.pointwise(shape, "float32", (50, 30), "float32", layout=layout)
+    plan = planner.separable(first, second, True, "cpu")
+    image, taps, matrix = noise(*shape), noise(30, 3, 3), noise(50, 30)
+    biases = noise(30), noise(50)
+    expected = None
+    for band, threads in product((1, 2, 5, 17), (1, 2, 3)):
+        out = np.full((2, 50, 357) if layout == "NCHW" else (2, 357, 50), np.nan, np.float32)
+        fused.run_fused(
+            plan, image, taps, biases[0], matrix, biases[1], out, fused.Tile(band, threads)
+        )
+        expected = out if expected is None else expected
+        assert out.tobytes() == expected.tobytes()
+
+
+def test_threads_that_numba_is_told_of() -> None:
+    x, taps, matrix = noise(1, 64, 60, 60), noise(64, 1, 3, 3), noise(64, 64)
+    results = []
+    before = numba.get_num_threads()
+    for threads in range(1, before + 1):
+        numba.set_num_threads(threads)
+        y = depthwise_separable_conv2d(x, taps, matrix, padding=1)
+        results.append((y.tobytes(), pointwise_conv2d(x, matrix).tobytes()))
+    numba.set_num_threads(before)
+    assert len(set(results)) == 1
