@@ -248,18 +248,18 @@ def _backend(
         from numbasep.cpu.separable import run_direct, run_separable
 
         if problem.direct:
-            run_direct(problem, image, out, *taps)
+            run_direct(problem, image, out, taps[0])
         else:
-            run_separable(problem, image, out, *taps)
+            run_separable(problem, image, out, taps[0], taps[1])
         return
     from numbasep.cuda import launch, separable
 
     device_image = launch.to_device(np.ascontiguousarray(image), stream)
     device_out = launch.empty(out.shape, out.dtype, stream)
     if problem.direct:
-        separable.run_direct(problem, device_image, device_out, *taps, stream=stream)
+        separable.run_direct(problem, device_image, device_out, taps[0], stream)
     else:
-        separable.run_separable(problem, device_image, device_out, *taps, stream=stream)
+        separable.run_separable(problem, device_image, device_out, taps[0], taps[1], stream)
     launch.to_host(device_out, out, stream)
 
 

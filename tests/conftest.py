@@ -63,6 +63,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if "numba" in sys.modules and os.environ.get("NUMBA_ENABLE_CUDASIM") != "1":
             raise pytest.UsageError("numba was imported before the simulator could be chosen")
         os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+        from tests.cuda import simulator
+
+        simulator.install()
     config.stash[CUDA] = choice
 
 

@@ -45,7 +45,7 @@ Array = NDArray[Any]
 
 # The cache of compiled code watches this file only: what it is made of goes into its key.
 VERSION = zlib.crc32(
-    b"".join(Path(part.__file__).read_bytes() for part in (simd, atomics, boundaries))
+    b"".join(Path(str(part.__file__)).read_bytes() for part in (simd, atomics, boundaries))
 )
 
 ROWS = cpu_tiles.ROWS

@@ -270,7 +270,9 @@ def lanes_of(compute: str) -> int:
     return VECTOR // {"float32": 4, "complex64": 4}.get(compute, 8)
 
 
-def _loop(e: Emitter, first: Any, last: Any, values: list[Any], body: Callable[..., Any]) -> Any:
+def _loop(
+    e: Emitter, first: Any, last: Any, values: list[Any], body: Callable[..., Any]
+) -> list[Any]:
     """``for j in range(first, last)`` (last > first) over loop-carried values."""
     b = e.b
     before = b.block
@@ -545,4 +547,4 @@ def as_pointer(context: Any, address: Any) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         return b.inttoptr(args[0], I64.as_pointer())
 
-    return types.CPointer(types.int64)(types.int64), generate
+    return types.CPointer(types.int64)(types.int64), generate  # type: ignore[attr-defined]

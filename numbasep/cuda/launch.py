@@ -236,6 +236,7 @@ class Kernel:
     ) -> None:
         self.function = function
         self.arguments = tuple(arguments)
+        self.threads = threads
         self.bounds = threads if blocks is None else (threads, blocks)
         self._lock = threading.Lock()
         self._compiled: dict[int, Any] = {}

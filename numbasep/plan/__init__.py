@@ -1,1 +1,1 @@
-"""Plans: all validation and every decision, from shapes and dtypes alone; never data, never CUDA."""
+"""Plans: all validation, every decision, from shapes and dtypes alone; never data, never CUDA."""

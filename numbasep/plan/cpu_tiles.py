@@ -119,4 +119,5 @@ def layout(plan: SpatialPlan, tile: CpuTile) -> Scratch:
     places = taps % stride * phase + taps // stride * pixel
     lines = np.arange(plan.y.taps) * plan.y.dilation if plan.direct else np.arange(terms)
     offsets = np.ascontiguousarray((lines[:, None] * pitch + places).astype(np.int64)).ravel()
-    return Scratch(pitch, phase, *starts[:6], starts[7], offsets)
+    fills, table, edges, line, packs, sums, _, size = starts
+    return Scratch(pitch, phase, fills, table, edges, line, packs, sums, size, offsets)

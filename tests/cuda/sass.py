@@ -32,7 +32,7 @@ class Machine:
             match = LABEL.match(line) or INSTRUCTION.match(line)
             if match:
                 found.append(match.group(1))
-        while found and found[-1] in ("NOP", "") or found[-1].startswith("BRA"):
+        while found and found[-1].startswith(("NOP", "BRA")):
             found.pop()
         return found
 
@@ -97,6 +97,7 @@ def machine(kernel: Any) -> Machine:
     """Compile a ``numbasep.cuda.launch.Kernel`` as its launch would, for sm_90a, without a GPU."""
     from cuda.core import Linker, LinkerOptions, ObjectCode
     from cuda.pathfinder import find_nvidia_binary_utility
+
     from numbasep.cuda import launch
 
     with launch.without_device():
@@ -123,8 +124,6 @@ def machine(kernel: Any) -> Machine:
             ).stdout
             for tool, option in (("nvdisasm", "-c"), ("cuobjdump", "-res-usage"))
         )
-    resources = {
-        name: int(value)
-        for name, value in re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage.split("Function")[-1])
-    }
+    found = re.findall(r"\b(REG|STACK|SHARED|LOCAL):(\d+)", usage.split("Function")[-1])
+    resources = {name: int(value) for name, value in found}
     return Machine(text, resources)

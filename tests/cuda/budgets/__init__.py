@@ -1,0 +1,1 @@
+"""Lists of kernels and their limits, one module a subject; see ``tests.cuda.compiled``."""
