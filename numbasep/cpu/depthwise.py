@@ -45,14 +45,14 @@ VERSION = zlib.crc32(
     + Path(__file__).read_bytes()
 )
 
-ROWS, VECTORS, PIXELS = 4, 2, 6
+ROWS, VECTORS, PIXELS = 4, 2, 4
 shared_full = blocks.make_plane(ROWS, VECTORS, masked=False, shared=True)
 shared_edge = blocks.make_plane(ROWS, 1, masked=True, shared=True)
 plane_full = blocks.make_plane(1, 4, masked=False, shared=False)
 plane_edge = blocks.make_plane(1, 1, masked=True, shared=False)
-pixels_full = blocks.make_pixels(PIXELS, 1, masked=False)
+pixels_full = blocks.make_pixels(PIXELS, VECTORS, masked=False)
 pixels_edge = blocks.make_pixels(PIXELS, 1, masked=True)
-pixel_full = blocks.make_pixels(1, 1, masked=False)
+pixel_full = blocks.make_pixels(1, 4, masked=False)
 pixel_edge = blocks.make_pixels(1, 1, masked=True)
 move_full = blocks.make_move(1, masked=False)
 move_edge = blocks.make_move(1, masked=True)
@@ -65,9 +65,9 @@ split_edge = blocks.make_split(masked=True)
     C, M, H, W, OH, OW, SIZE, WIDE, NARROW, KH, KW, TERMS, OY, OX, SY, SX, DY, BOUNDARY,
     GROUP, GROUPS, BAND, BANDS, PITCH, PHASE, PADS, PAD_COUNT, ZEROS, PACK, FILTER, FINISH,
     DENSE, COLUMN, DIRECT, LOW, HIGH, EXTENT, LENGTH, ROWS_AT, SUMS_AT, RESULT_AT, TABLE_AT,
-    LINE_AT, PLANAR, SHARED,
-) = range(49)  # fmt: skip
-NUMBERS = 49
+    LINE_AT, PLANAR, SHARED, PACK_PLANE,
+) = range(50)  # fmt: skip
+NUMBERS = 50
 PER_CALL = 5
 
 
@@ -114,37 +114,39 @@ def filter_pixels(
     """Filter ``count`` neighbouring pixels of n channels."""
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     step, out = atomics.peek(g + 8 * blocks.X_STEP), atomics.peek(g + 8 * blocks.OUT_PIXEL)
-    c = 0
-    while c < n:
-        at = c * wide
-        i = 0
-        if c + lanes <= n:
-            while i + PIXELS <= count:
-                pixels_full(
-                    g, table, x + i * step + at, taps + at, bias + at, dst + i * out + at, 0,
-                    compute, spec,
-                )  # fmt: skip
-                i += PIXELS
-            while i < count:
-                pixel_full(
-                    g, table, x + i * step + at, taps + at, bias + at, dst + i * out + at, 0,
-                    compute, spec,
-                )  # fmt: skip
-                i += 1
+    # Pixels that are left over are in the last block once more, or, if one, alone.
+    last = count - PIXELS if count >= PIXELS and count % PIXELS != 1 else count
+    i = 0
+    while i < count:
+        if i + PIXELS > count and i > last:
+            i = last
+        here, to, c = x + i * step, dst + i * out, 0
+        if i + PIXELS <= count:
+            while c < n:
+                at = c * wide
+                if c + VECTORS * lanes <= n:
+                    pixels_full(
+                        g, table, here + at, taps + at, bias + at, to + at, 0, compute, spec
+                    )
+                    c += VECTORS * lanes
+                else:
+                    pixels_edge(
+                        g, table, here + at, taps + at, bias + at, to + at, n - c, compute, spec
+                    )
+                    c += lanes
+            i += PIXELS
         else:
-            while i + PIXELS <= count:
-                pixels_edge(
-                    g, table, x + i * step + at, taps + at, bias + at, dst + i * out + at, n - c,
-                    compute, spec,
-                )  # fmt: skip
-                i += PIXELS
-            while i < count:
-                pixel_edge(
-                    g, table, x + i * step + at, taps + at, bias + at, dst + i * out + at, n - c,
-                    compute, spec,
-                )  # fmt: skip
-                i += 1
-        c += lanes
+            while c < n:
+                at = c * wide
+                if c + 4 * lanes <= n:
+                    pixel_full(g, table, here + at, taps + at, bias + at, to + at, 0, compute, spec)
+                    c += 4 * lanes
+                else:
+                    pixel_edge(
+                        g, table, here + at, taps + at, bias + at, to + at, n - c, compute, spec
+                    )
+                    c += lanes
+            i += 1
 
 
 @njit(error_model="numpy")
@@ -187,6 +189,26 @@ def pack_columns(
         q = left + i
         where = dst + q % stride * phase + q // stride * wide
         move_edge(src + i * size, where, 1, storage, compute, compute, spec)
+
+
+@cache
+def plane_packer(storage: str, compute: str, version: int = VERSION) -> Any:
+    """Return ``void (src, dst, n, rows, src_pitch, dst_pitch, stride, phase, left)``."""
+    stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
+
+    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    def pack(
+        src: int, dst: int, n: int, rows: int, src_pitch: int, dst_pitch: int, stride: int,
+        phase: int, left: int,
+    ) -> None:  # fmt: skip
+        if version:
+            for j in range(rows):
+                pack_columns(
+                    src + j * src_pitch, dst + j * dst_pitch, n, stride, phase, left, stored,
+                    computed, spec,
+                )  # fmt: skip
+
+    return pack
 
 
 @cache
@@ -250,20 +272,33 @@ def finisher(compute: str, output: str, activation: int, version: int = VERSION)
 def pack_band(p: Array, base: int, first: int, rows: int, to: int) -> None:
     """Pack image rows ``first`` and on of a plane with what stands around them."""
     pitch, wide = p[PITCH], p[WIDE]
+    if p[BOUNDARY] == boundaries.FILL:
+        # What is outside the image is the same for all channels: ``clear_band`` wrote it.
+        low, high = max(-first, 0), min(p[H] - first, rows)
+        if low < high:
+            atomics.call9(
+                p[PACK_PLANE], base + (first + low) * p[W] * p[SIZE], to + low * pitch, p[W],
+                high - low, p[W] * p[SIZE], pitch, p[SX], p[PHASE], max(-p[OX], 0),
+            )  # fmt: skip
+        return
     for j in range(rows):
         slot = to + j * pitch
         m = map_index(first + j, p[H], p[BOUNDARY])
-        if m < 0:
-            for i in range(0, pitch, 8):
-                atomics.poke(slot + i, 0)
-            continue
         atomics.call7(
             p[PACK], base + m * p[W] * p[SIZE], slot, p[W], p[SX], p[PHASE], max(-p[OX], 0), 0
         )
         for k in range(p[PAD_COUNT]):
             where = atomics.peek(p[PADS] + 16 * k)
             source = atomics.peek(p[PADS] + 16 * k + 8)
-            move(p[ZEROS] if source < 0 else slot + source, slot + where, wide)
+            move(slot + source, slot + where, wide)
+
+
+@njit(error_model="numpy")
+def clear_band(p: Array, scratch: int, rows: int) -> None:
+    """Write zeros where ``pack_band`` leaves what is outside the image."""
+    if p[BOUNDARY] == boundaries.FILL:
+        needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
+        numba.carray(simd.as_pointer(scratch + p[ROWS_AT]), needed * p[PITCH] // 8)[:] = 0
 
 
 @njit(error_model="numpy")
@@ -307,8 +342,7 @@ def pack_pixels(
             x = map_index(x0 + q, p[W], p[BOUNDARY]) if y >= 0 else -1
             dst = to + j * p[PITCH] + q * pixel
             if x < 0:
-                for i in range(0, n * p[WIDE], 4):
-                    atomics.copy4(p[ZEROS], dst + i)
+                atomics.call7(p[PACK], p[ZEROS], dst, n, 1, 0, 0, 0)
                 continue
             src = base + ((y * p[W] + x) * p[C]) * size
             if p[M] == 1:
@@ -396,6 +430,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         first = group * p[GROUP]
         if p[PLANAR]:
             plane = p[OH] * p[OW] * p[NARROW]
+            clear_band(p, scratch, rows)
             for c in range(first, min(first + p[GROUP], p[C])):
                 base = p[IMAGE] + (n * p[C] + c) * size
                 out = p[OUT] + (n * filters + c * p[M]) * plane + y0 * p[OW] * p[NARROW]
@@ -520,7 +555,7 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
         pitch, _ = row_bytes(plan, group)
         rows = max(1, (cpu_tiles.L2_BYTES // pitch - plan.y.extent) // plan.y.stride + 1)
     share = -(-plan.batch * plan.y.out * -(-plan.filters // group) // (4 * threads))
-    return Tile(max(1, min(rows, share, plan.y.out)), group, threads)
+    return Tile(max(1, min(rows, max(share, ROWS), plan.y.out)), group, threads)
 
 
 def _specialised(plan: DepthwisePlan) -> int:
@@ -625,6 +660,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         else 0,
         *(address(one) for one in geometry), low, high, x.extent, length, *starts[:5], planar,
         shared,
+        plane_packer(plan.storage, plan.compute).address if planar else 0,
     )  # fmt: skip
     return Prepared(
         numbers,

@@ -58,6 +58,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         count = rows * columns
         image = p[depthwise.IMAGE] + n * p[depthwise.C] * size
         if p[depthwise.PLANAR]:
+            depthwise.clear_band(p, scratch, rows)
             for c in range(p[depthwise.C]):
                 to = panel + c * p[depthwise.M] * pitch
                 depthwise.plane_band(
