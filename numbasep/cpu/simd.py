@@ -287,7 +287,7 @@ def _loop(
         for phi, part in zip(phis, value, strict=True):
             phi.add_incoming(part, before)
         carried.append(phis)
-    results = body(j, carried)
+    results: list[Any] = body(j, carried)
     end = b.block
     following = b.add(j, e.const(1))
     j.add_incoming(following, end)
