@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from numbasep.plan import checks
+from numbasep.plan import checks, traffic
+from numbasep.plan.channelwise import ITEMSIZE, sides
+from numbasep.plan.geometry import Axis
 
 __all__ = ["Cost", "LayerCost", "ReceptiveField", "cost", "receptive_field"]
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
-
-_ITEMSIZE = {"bfloat16": 2}
+Pads = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +130,8 @@ def cost(
         out_channels: Cout; None for a depthwise layer alone, whose ``standard`` then has as many.
         kernel_size: kh and kw, one number for both.
         stride, dilation: steps between outputs and between taps, vertical and horizontal.
-        padding: one number, (vertical, horizontal), ((top, bottom), (left, right)), "valid" or
-            "same" (``ceil(size / stride)`` outputs, the odd element after: TensorFlow's rule).
+        padding: one number, (vertical, horizontal), (top, bottom, left, right), "valid" or "same"
+            (``ceil(size / stride)`` outputs, the odd element after: TensorFlow's rule).
         depth_multiplier: depthwise outputs of each input channel.
         rank: terms of each depthwise kernel in ``low_rank``. The row pass is counted on each image
             row that an output needs, the column pass on each output.
@@ -154,22 +154,21 @@ def cost(
     if not isinstance(bias, (bool, np.bool_)):
         raise TypeError(f"bias: expected True or False, got {bias!r}; only its presence counts")
     name = checks.dtype("dtype", dtype)
-    itemsize = _ITEMSIZE.get(name) or np.dtype(name).itemsize
+    itemsize = ITEMSIZE.get(name) or np.dtype(name).itemsize
 
-    extents = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilations, strict=True)]
-    pads = _pads(padding, (h, w), extents, steps)
+    extents = (kh - 1) * dilations[0] + 1, (kw - 1) * dilations[1] + 1
+    top, bottom, left, right = sides(padding, (h, w), extents, steps)
     outs, needed = [], []
-    for axis, size in enumerate((h, w)):
-        padded = size + sum(pads[axis])
+    for axis, (size, before, after) in enumerate(((h, top, bottom), (w, left, right))):
+        padded = size + before + after
         if extents[axis] > padded:
             raise ValueError(
                 f"kernel_size: {('kh', 'kw')[axis]} reaches over {extents[axis]} elements but the "
                 f"padded input has {padded}; pad more, or use a smaller kernel or dilation"
             )
         outs.append((padded - extents[axis]) // steps[axis] + 1)
-        needed.append(
-            _needed(size, outs[axis], (kh, kw)[axis], steps[axis], dilations[axis], pads[axis][0])
-        )
+        line = Axis(size, outs[axis], (kh, kw)[axis], steps[axis], dilations[axis], -before)
+        needed.append(traffic.needed(line))
     ho, wo = outs
     between = c * m
     cout = between if out_channels is None else out_channels
@@ -223,36 +222,6 @@ def _shape(shape: Sequence[int]) -> tuple[int, int, int, int]:
     return n, c, h, w
 
 
-def _pads(
-    padding: object, sizes: Sequence[int], extents: Sequence[int], steps: Sequence[int]
-) -> Pads:
-    """Return ((top, bottom), (left, right)) of any form of padding."""
-    if isinstance(padding, str):
-        if checks.choice("padding", padding, ("valid", "same")) == "valid":
-            return (0, 0), (0, 0)
-        same = []
-        for size, extent, step in zip(sizes, extents, steps, strict=True):
-            total = max((-(-size // step) - 1) * step + extent - size, 0)
-            same.append((total // 2, total - total // 2))
-        return same[0], same[1]
-    if isinstance(padding, Sequence) and any(isinstance(side, Sequence) for side in padding):
-        if len(padding) != 2:
-            raise ValueError(f"padding: got {padding!r}; pass ((top, bottom), (left, right))")
-        return checks.pair("padding", padding[0], 0), checks.pair("padding", padding[1], 0)
-    vertical, horizontal = checks.pair("padding", padding, 0)
-    return (vertical, vertical), (horizontal, horizontal)
-
-
-def _needed(size: int, out: int, taps: int, step: int, dilation: int, before: int) -> int:
-    """Return how many elements of an axis at least one output reads."""
-    seen = np.zeros(size, bool)
-    first = np.arange(out) * step - before
-    for k in range(taps):
-        index = first + k * dilation
-        seen[index[(index >= 0) & (index < size)]] = True
-    return int(seen.sum())
-
-
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
     """What an output of a stack of layers sees of its input; (vertical, horizontal) each.
@@ -292,8 +261,8 @@ def receptive_field(layers: Iterable[Mapping[str, Any] | Sequence[Any] | int]) -
     Args:
         layers: from input to output, each a mapping with ``kernel_size`` and, where they are not
             1, 0 and 1, ``stride``, ``padding`` and ``dilation``; or these in this order; or the
-            kernel size alone. Each is one number or (vertical, horizontal), padding also
-            ((top, bottom), (left, right)), "valid", or, with stride 1, "same".
+            kernel size alone. Each is one number or (vertical, horizontal), padding also (top,
+            bottom, left, right), "valid", or, with stride 1, "same".
 
     Raises:
         TypeError, ValueError: naming the layer and the argument, what arrived and the remedy.
@@ -308,7 +277,7 @@ def receptive_field(layers: Iterable[Mapping[str, Any] | Sequence[Any] | int]) -
             raise type(error)(f"layers[{number}]: {error}") from None
         for axis in range(2):
             size[axis] += (extents[axis] - 1) * jump[axis]
-            before[axis] += pads[axis][0] * jump[axis]
+            before[axis] += pads[2 * axis] * jump[axis]
             jump[axis] *= steps[axis]
     return ReceptiveField((size[0], size[1]), (jump[0], jump[1]), (before[0], before[1]))
 
@@ -336,4 +305,4 @@ def _layer(layer: object) -> tuple[tuple[int, int], tuple[int, int], Pads]:
         raise ValueError(
             f"padding: 'same' with stride {steps} depends on the image's size; pass the numbers"
         )
-    return extents, steps, _pads(padding, extents, extents, steps)
+    return extents, steps, sides(padding, extents, extents, steps)

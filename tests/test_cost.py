@@ -25,7 +25,7 @@ def layers(draw: st.DrawFn) -> dict[str, Any]:
         "out_channels": draw(st.none() | st.integers(1, 4)),
         "kernel_size": kernel,
         "stride": draw(pairs),
-        "padding": tuple((draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(2)),
+        "padding": draw(st.tuples(*[st.integers(0, 2)] * 4)),
         "dilation": dilation,
         "depth_multiplier": draw(st.integers(1, 2)),
         "rank": draw(st.none() | st.integers(0, min(kernel))),
@@ -43,7 +43,7 @@ def counted_by_hand(layer: dict[str, Any]) -> dict[str, Any]:
     """Walk over every output and tap; remember what is read."""
     n, c, h, w = layer["shape"]
     (kh, kw), (sy, sx), (dy, dx) = layer["kernel_size"], layer["stride"], layer["dilation"]
-    (top, bottom), (left, right) = layer["padding"]
+    top, bottom, left, right = layer["padding"]
     m = layer["depth_multiplier"]
     cout = layer["out_channels"] or c * m
     ys = range(0, h + top + bottom - (kh - 1) * dy, sy)
@@ -185,13 +185,13 @@ def test_same_padding(stride: int, size: int, kernel: int) -> None:
     assert layer.out_shape[2:] == (math.ceil(size / stride),) * 2
     same = cost((1, size, size), 1, kernel, stride=1, padding="same")
     before, after = (kernel - 1) // 2, kernel // 2
-    assert same == cost((1, size, size), 1, kernel, padding=((before, after), (before, after)))
+    assert same == cost((1, size, size), 1, kernel, padding=(before, after) * 2)
 
 
 def test_forms_of_arguments() -> None:
     assert cost((2, 8, 9), 4, 3) == cost((1, 2, 8, 9), 4, (3, 3), padding="valid")
-    assert cost((2, 8, 9), 4, 3, padding=1) == cost((2, 8, 9), 4, 3, padding=((1, 1), (1, 1)))
-    assert cost((2, 8, 9), 4, 3, padding=(1, 0)) == cost((2, 8, 9), 4, 3, padding=((1, 1), (0, 0)))
+    assert cost((2, 8, 9), 4, 3, padding=1) == cost((2, 8, 9), 4, 3, padding=(1, 1, 1, 1))
+    assert cost((2, 8, 9), 4, 3, padding=(1, 0)) == cost((2, 8, 9), 4, 3, padding=(1, 1, 0, 0))
 
 
 def test_table() -> None:
@@ -227,9 +227,9 @@ def test_table() -> None:
         ({"stride": 0}, ValueError, "stride: got 0"),
         ({"stride": True}, TypeError, "stride: expected an integer"),
         ({"padding": -1}, ValueError, "padding: got -1"),
-        ({"padding": "full"}, ValueError, "padding: 'full' is not one of 'valid', 'same'"),
-        ({"padding": ((1, 1),)}, ValueError, r"pass \(\(top, bottom\), \(left, right\)\)"),
-        ({"padding": ((1, 1), (1, -1))}, ValueError, "padding: got -1"),
+        ({"padding": "full"}, ValueError, "padding: 'full' is not one of 'same', 'valid'"),
+        ({"padding": (1, 1, 1)}, ValueError, r"pass one integer, .*\(top, bottom, left, right\)"),
+        ({"padding": (1, 1, 1, -1)}, ValueError, "padding: got -1"),
         ({"depth_multiplier": 0}, ValueError, "depth_multiplier: got 0"),
         ({"rank": 4}, ValueError, "rank: got 4; a 3x3 kernel has at most 3"),
         ({"rank": -1}, ValueError, "rank: got -1"),
@@ -246,12 +246,11 @@ def test_refusals(change: dict[str, Any], error: type[Exception], message: str) 
 
 @st.composite
 def stacks(draw: st.DrawFn) -> list[dict[str, Any]]:
-    side = st.tuples(st.integers(0, 3), st.integers(0, 3))
     return [
         {
             "kernel_size": draw(pairs),
             "stride": draw(pairs),
-            "padding": (draw(side), draw(side)),
+            "padding": draw(st.tuples(*[st.integers(0, 3)] * 4)),
             "dilation": draw(pairs),
         }
         for _ in range(draw(st.integers(0, 4)))
@@ -265,7 +264,7 @@ def test_field_is_that_of_the_taps_followed_back(stack: list[dict[str, Any]], ou
         seen = {output}
         for layer in reversed(stack):
             k, s, d = (layer[name][axis] for name in ("kernel_size", "stride", "dilation"))
-            before = layer["padding"][axis][0]
+            before = layer["padding"][2 * axis]
             seen = {x * s - before + i * d for x in seen for i in range(k)}
         assert field.region(output, output)[axis] == (min(seen), max(seen))
         assert field.size[axis] == max(seen) - min(seen) + 1

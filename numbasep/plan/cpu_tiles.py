@@ -38,6 +38,9 @@ class CpuTile:
     threads: int
     packed: bool = True
 
+    def __str__(self) -> str:
+        return f"{self.band} x {self.strip} outputs, {self.threads} threads"
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Scratch:
