@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from perf import costs
+
 Row = dict[str, Any]
 Cells = dict[str, float]
 
@@ -245,6 +247,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "cpu-rates": _rates("cpu"),
     "gpu-rates": _rates("gpu"),
     "startup": _startup,
+    "costs": lambda rows: costs.table(rows, _markdown),
 }
 
 
