@@ -7,6 +7,7 @@ and centred; derivative kernels and unnormalised ones are int64, the rest float6
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -38,6 +39,10 @@ __all__ = [
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
+# Elements from the middle of a kernel to its edge: one of half a gigabyte. A slip of the keyboard
+# is answered before it takes the machine's memory.
+_LARGEST_REACH = 4096
+
 
 def gaussian(sigma: float, truncate: float = 4.0) -> Floats:
     """Return a Gaussian of sum 1, cut off at ``truncate`` standard deviations.
@@ -51,7 +56,7 @@ def gaussian(sigma: float, truncate: float = 4.0) -> Floats:
 
 def _gaussian_taps(sigma: float, truncate: float) -> Floats:
     sigma, truncate = _positive(sigma, "sigma"), _positive(truncate, "truncate")
-    radius = int(truncate * sigma + 0.5)
+    radius = _bounded(truncate * sigma + 0.5)
     x = np.arange(-radius, radius + 1)
     taps = np.exp(-0.5 / (sigma * sigma) * x**2)
     return np.asarray(taps / taps.sum())
@@ -101,6 +106,7 @@ def box(n: int, normalise: bool = True) -> Floats | Integers:
         ``scipy.ndimage.uniform_filter(impulse, n)`` for odd n
     """
     n = checks.integer("n", n, 1)
+    _bounded(n / 2)
     ones = np.ones((n, n), np.int64)
     return ones / (n * n) if normalise else ones
 
@@ -271,7 +277,9 @@ def named(text: str) -> npt.NDArray[Any]:
     name, _, given = text.partition(":")
     name = name.strip()
     if name not in _NAMES:
-        raise ValueError(f"no kernel is named {name!r}; there are {', '.join(_NAMES)}")
+        near = difflib.get_close_matches(name.lower(), _NAMES, n=1)
+        hint = f"did you mean {near[0]}? T" if near else "t"
+        raise ValueError(f"no kernel is named {name!r}; {hint}here are {', '.join(_NAMES)}")
     function = _NAMES[name]
     parameters = [
         p for p in inspect.signature(function).parameters.values() if p.annotation in _NUMBERS
@@ -309,7 +317,17 @@ def _direction(angle: float) -> tuple[float, float]:
     return c if abs(c) > 1e-15 else 0.0, s if abs(s) > 1e-15 else 0.0
 
 
+def _bounded(reach: float) -> int:
+    if reach > _LARGEST_REACH:
+        raise ValueError(
+            f"the kernel would reach {reach:.6g} pixels from its middle, at most "
+            f"{_LARGEST_REACH} are made; reduce its size, or filter a smaller image"
+        )
+    return int(reach)
+
+
 def _grid(reach_y: int, reach_x: int) -> tuple[Floats, Floats]:
+    _bounded(max(reach_y, reach_x))
     y, x = np.ogrid[-reach_y : reach_y + 1, -reach_x : reach_x + 1]
     return y.astype(np.float64), x.astype(np.float64)
 

@@ -194,6 +194,7 @@ def test_named() -> None:
     ("text", "message"),
     [
         ("blur", "no kernel is named 'blur'; there are binomial, box, "),
+        ("Gausian:2", "no kernel is named 'Gausian'; did you mean gaussian. There are binomial"),
         ("gaussian", "'gaussian' lacks sigma; write gaussian:sigma"),
         ("gaussian:1,2,3", "'3' in .* is too much"),
         ("gaussian:x", "'x' in 'gaussian:x' is no number"),
@@ -205,6 +206,11 @@ def test_named() -> None:
         ("gaussian:nan", "sigma must be finite, got nan"),
         ("disk:0", "radius must be positive"),
         ("box:0", "n: got 0; pass an integer of at least 1"),
+        ("gaussian:1e5", "would reach 400000 pixels from its middle, at most 4096"),
+        ("disk:1e6", "would reach 1e.06 pixels"),
+        ("gabor:1e-9", "would reach .* pixels"),
+        ("motion:1e7", "would reach .* pixels"),
+        ("box:8194", "would reach 4097 pixels"),
         ("binomial:31", "n must be at most 30"),
     ],
 )
