@@ -1,0 +1,160 @@
+"""Filtering a picture: factors that keep a promise, and how signed results are shown."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbasep.factorise import SeparableKernel, factorise
+from numbasep.spatial import separable_conv2d
+
+Array = NDArray[Any]
+
+# A kernel whose taps sum to at most this part of their absolute sum takes differences.
+BALANCED = 1 / 20
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The value of a pixel: ``offset + scale * result``, or of its magnitude."""
+
+    scale: float = 1.0
+    offset: float = 0.0
+    absolute: bool = False
+
+    def __str__(self) -> str:
+        value = "|result|" if self.absolute else "result"
+        if self.scale != 1:
+            value = f"{self.scale:.6g} x {value}"
+        return f"{self.offset:.6g} + {value}" if self.offset else value
+
+    @property
+    def plain(self) -> bool:
+        return self == Shown()
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """A filtered image, and how it came about.
+
+    kernel: factors, or the dense kernel where that is cheaper or was asked for.
+    error: bound of what the factors change in a pixel's value, before its rounding.
+    seconds: what the filtering took, without factorising and compiling being told apart.
+    """
+
+    image: Array
+    kernel: SeparableKernel | Array
+    shown: Shown
+    error: float
+    seconds: float
+
+
+def showing(
+    kernel: Array,
+    dtype: np.dtype[Any],
+    scale: float | None,
+    offset: float | None,
+    absolute: bool,
+) -> Shown:
+    """Return how results are shown where the user did not say all of it.
+
+    Results of a kernel whose taps cancel (derivatives, Gabor, Laplace) have both signs. Where
+    pixels have none, and none of the three was given, they are shown around the middle grey and
+    divided by ``sum|K|``: exactly the range that such results can take.
+    """
+    if scale is None and offset is None and not absolute and dtype.kind == "u":
+        total = float(np.abs(kernel).sum(dtype=np.float64))
+        if kernel.dtype.kind != "c" and abs(float(kernel.sum())) <= BALANCED * total and total:
+            return Shown(1 / total, 2.0 ** (8 * dtype.itemsize - 1))
+    return Shown(1.0 if scale is None else scale, 0.0 if offset is None else offset, absolute)
+
+
+def chosen(
+    kernel: Array | SeparableKernel, tol: float | None, rank: int | None
+) -> SeparableKernel | Array:
+    """Return what is convolved with: the factors that were asked for, or what costs least."""
+    if isinstance(kernel, SeparableKernel):
+        if tol is None and rank is None:
+            return kernel
+        kernel = kernel.dense() + kernel.residual
+    factors = factorise(kernel, rank=rank, tol=tol)
+    return factors if rank is not None or factors.worth_separating else kernel
+
+
+def apply(
+    image: Array,
+    kernel: Array | SeparableKernel,
+    *,
+    tol: float | None = None,
+    rank: int | None = None,
+    boundary: str = "mirror",
+    fillvalue: float = 0,
+    scale: float | None = None,
+    offset: float | None = None,
+    absolute: bool = False,
+    backend: str | None = None,
+) -> Filtered:
+    """Filter each channel of an image ``(H, W, C)``; the result has its dtype.
+
+    Integers are rounded once, half to even, and saturate; ``fillvalue`` is in units of the image.
+    """
+    used = chosen(kernel, tol, rank)
+    dense = used.dense() if isinstance(used, SeparableKernel) else used
+    shown = showing(dense, image.dtype, scale, offset, absolute)
+    if dense.dtype.kind == "c" and not absolute:
+        raise ValueError("the kernel is complex, and so is the result; add --absolute for |result|")
+    if image.dtype.kind in "iu" and float(fillvalue).is_integer():
+        fillvalue = int(fillvalue)
+    dtype: Any = image.dtype
+    if not shown.plain:
+        dtype = "int64" if image.dtype.kind in "iu" and dense.dtype.kind in "iu" else None
+    start = time.perf_counter()
+    result = separable_conv2d(
+        image,
+        used,
+        boundary=boundary,
+        fillvalue=fillvalue,
+        axes=(0, 1),
+        dtype=dtype,
+        backend=backend,
+    )
+    if not shown.plain:
+        result = _shown(result, shown, image.dtype)
+    seconds = time.perf_counter() - start
+    fill = [float(fillvalue)] if boundary == "fill" else []
+    return Filtered(result, used, shown, _error(used, image, fill) * abs(shown.scale), seconds)
+
+
+def _shown(result: Array, shown: Shown, dtype: np.dtype[Any]) -> Array:
+    value = np.abs(result) if shown.absolute else result
+    if dtype.kind == "f":
+        value = value.astype(np.result_type(dtype, np.float32), copy=False)
+        return (shown.scale * value + shown.offset).astype(dtype)
+    if shown == Shown(absolute=True) and value.dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.clip(value, limits.min, limits.max).astype(dtype)
+    return rounded(shown.scale * value.astype(np.float64) + shown.offset, dtype)
+
+
+def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
+    """Return floats as integers: rounded half to even, saturating, NaN as 0."""
+    limits = np.iinfo(dtype)
+    whole = np.nan_to_num(np.rint(values), nan=0.0, posinf=np.inf, neginf=-np.inf)
+    # Clipping to a limit that float64 rounds up would overflow: 2**63 and 2**64 are set apart.
+    inside = np.where(whole >= limits.max, 0, np.clip(whole, limits.min, None))
+    result: Array = inside.astype(dtype)
+    result[whole >= limits.max] = limits.max
+    return result
+
+
+def _error(used: SeparableKernel | Array, image: Array, fill: list[float]) -> float:
+    if not isinstance(used, SeparableKernel) or used.error == 0:
+        return 0.0
+    values = [float(image.min()), float(image.max()), *fill]
+    if not np.isfinite(values).all():
+        return float("nan")
+    return used.output_error_bound(min(values), max(values))
