@@ -51,7 +51,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed; {INSTALL}"
+        return f"{(error.name or '').partition('.')[0]} is not installed; {INSTALL}"
     if isinstance(error, OSError) and error.strerror:
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{name}{error.strerror}"

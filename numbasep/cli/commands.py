@@ -35,7 +35,7 @@ def filter_picture(
     taps = read_kernel(kernel)
     _check_backend(options["backend"])
     picture = images.read(source, page=page, max_pixels=max_pixels)
-    images.check_writable(target, picture.colour.dtype, picture.alpha is not None)
+    images.check_writable(target, picture)
     done = filter.apply(picture.colour, taps, **options)
     images.write(
         target, images.with_colour(picture, done.image), overwrite=overwrite, quality=quality

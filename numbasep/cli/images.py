@@ -118,12 +118,14 @@ def format_of(path: Path) -> str:
     return found
 
 
-def check_writable(path: Path, dtype: np.dtype[Any], alpha: bool) -> None:
-    """Refuse a format that cannot hold such pixels."""
-    kind = format_of(path)
-    if kind == "JPEG" and (dtype != np.uint8 or alpha):
-        what = "an alpha channel" if alpha else f"{dtype} pixels"
+def check_writable(path: Path, picture: Picture) -> None:
+    """Refuse a format that cannot hold such a picture."""
+    kind, dtype = format_of(path), picture.colour.dtype
+    if kind == "JPEG" and (dtype != np.uint8 or picture.alpha is not None):
+        what = f"{dtype} pixels" if picture.alpha is None else "an alpha channel"
         raise ValueError(f"{path}: JPEG cannot hold {what}; write .png or .tif")
+    if kind == "JPEG" and max(picture.colour.shape) > 65535:
+        raise ValueError(f"{path}: JPEG holds at most 65535 pixels a side; write .png or .tif")
     if kind == "PNG" and dtype not in (np.uint8, np.uint16):
         raise ValueError(f"{path}: PNG cannot hold {dtype} pixels; write .tif")
 
@@ -300,7 +302,8 @@ def _tiff_pixels(page: Any, tifffile: Any) -> Array:
     expected = {colours.MINISBLACK: 1, colours.MINISWHITE: 1, colours.PALETTE: 1, colours.RGB: 3}
     if kind == colours.YCBCR and jpeg:
         expected[kind] = 3  # decoded to RGB
-    if kind not in expected or samples not in (expected[kind], expected[kind] + 1):
+    alpha = int(kind != colours.PALETTE)
+    if kind not in expected or not 0 <= samples - expected[kind] <= alpha:
         name = getattr(kind, "name", kind)
         raise _Refused(f"its pixels are {name} of {samples} samples; convert it to grey or RGB")
     if (
@@ -335,7 +338,7 @@ def write(path: Path, picture: Picture, *, overwrite: bool = False, quality: int
 
     quality: of a JPEG, 1 to 100. Its colours are never subsampled.
     """
-    check_writable(path, picture.colour.dtype, picture.alpha is not None)
+    check_writable(path, picture)
     check_output(path, overwrite)
     data = encoded(picture, format_of(path), quality)
     with whole(path, overwrite) as file:
@@ -415,7 +418,7 @@ def _tiff(picture: Picture, _quality: int) -> bytes:
         photometric="RGB" if rgb else "MINISBLACK",
         planarconfig="CONTIG" if stored.shape[2] > 1 else None,
         compression="zlib",
-        predictor=True,
+        predictor=stored.dtype.kind == "f" or stored.dtype.itemsize <= 4,
         iccprofile=picture.icc,
         extratags=tags,
         metadata=None,
