@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ def filter_picture(
     made = pairs()
     made.add_row(str(target), f"{width} x {height} pixels, {picture.kind}, {done.image.dtype}")
     made.add_row("kernel", f"{kernel}, {_words(done.kernel)}")
-    if done.error:
+    if math.isnan(done.error):
+        made.add_row("promised", "nothing, as the picture holds NaN or infinity")
+    elif done.error:
         unit = "levels" if done.image.dtype.kind in "iu" else "units"
         made.add_row("promised", f"within {done.error:.2g} {unit} of the whole kernel's result")
     if not done.shown.plain:
         made.add_row("pixels", str(done.shown))
-    made.add_row("filtered in", duration(done.seconds))
+    made.add_row("time", f"{duration(done.seconds)}, loading or compilation included")
     console().print(made)
 
 

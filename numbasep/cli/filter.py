@@ -42,8 +42,9 @@ class Filtered:
     """A filtered image, and how it came about.
 
     kernel: factors, or the dense kernel where that is cheaper or was asked for.
-    error: bound of what the factors change in a pixel's value, before its rounding.
-    seconds: what the filtering took, without factorising and compiling being told apart.
+    error: bound of what the factors change in a pixel's value, before its rounding; NaN for an
+        image that is not finite.
+    seconds: what the filtering took, loading or compilation included, factorising not.
     """
 
     image: Array

@@ -351,10 +351,12 @@ def encoded(picture: Picture, kind: str, quality: int = 95) -> bytes:
 
 
 def _exif(picture: Picture) -> bytes | None:
-    """Return the EXIF block, which says the orientation at least."""
-    if picture.exif is not None or picture.orientation == 1:
-        return picture.exif
+    """Return the EXIF block, with the orientation that may have come from elsewhere."""
     tags = Image.Exif()
+    if picture.exif is not None:
+        tags.load(picture.exif)
+    if tags.get(ORIENTATION, 1) == picture.orientation:
+        return picture.exif
     tags[ORIENTATION] = picture.orientation
     return tags.tobytes()
 

@@ -29,12 +29,14 @@ def read_kernel(text: str) -> Array | SeparableKernel:
     """
     path = Path(text)
     if path.suffix not in (".npy", ".npz"):
-        if path.is_file():
-            raise ValueError(
-                f"kernel {text!r} is a file of an unknown kind; save the kernel with numpy.save as "
-                ".npy"
-            )
-        return named(text)
+        try:
+            return named(text)
+        except ValueError:
+            if not path.is_file():
+                raise
+        raise ValueError(
+            f"kernel {text!r} is a file of an unknown kind; save the kernel with numpy.save as .npy"
+        )
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):

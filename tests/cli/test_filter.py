@@ -247,6 +247,34 @@ def test_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
     assert load(tmp_path / "b.png").colour.shape == (23, 31, 1)
 
 
+def test_backends_agree(tmp_path: Path) -> None:
+    """Integer sums are exact on both."""
+    store(tmp_path / "a.png", photograph(4, np.uint8))
+    for backend in ("cpu", "cuda"):
+        options = "-k", "scharr-x", "--absolute", "--backend", backend
+        assert run("filter", tmp_path / "a.png", tmp_path / f"{backend}.png", *options) == 0
+    assert (tmp_path / "cpu.png").read_bytes() == (tmp_path / "cuda.png").read_bytes()
+
+
+def test_nothing_is_promised_of_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = photograph(1, np.float32)
+    pixels[5, 6] = np.nan
+    store(tmp_path / "a.tif", pixels)
+    options = "-k", "disk:4", "--rank", 2
+    assert run("filter", tmp_path / "a.tif", tmp_path / "b.tif", *options) == 0
+    assert "nothing, as the picture holds NaN" in capsys.readouterr().out
+    spread = np.isnan(load(tmp_path / "b.tif").colour[:, :, 0])
+    assert spread[1:10, 2:11].all()
+    assert spread.sum() == 81
+
+
+def test_a_kernels_name_wins_over_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sobel-x").write_text("a file of that name")
+    store(Path("a.png"), photograph(1, np.uint8))
+    assert run("filter", "a.png", "b.png", "-k", "sobel-x") == 0
+
+
 def test_page(tmp_path: Path) -> None:
     import tifffile
 
