@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import Group
 
-from numbasep.cli.tables import quantity, size, table
+from numbasep.cli.tables import quantity, size, table, titled
 from numbasep.cost import LayerCost, cost
 
 COLUMNS = ("name", "N", "C", "H", "W", "k", "stride", "pad", "dilation", "Cout")
@@ -75,13 +75,12 @@ def _layers(path: Path, file: Iterator[str], rank: int | None, dtype: str) -> It
         yield Layer(row["name"], found, terms)
 
 
-def cost_table(layers: list[Layer], rank: int | None, dtype: str) -> Table:
+def cost_table(layers: list[Layer], rank: int | None, dtype: str) -> Group:
     """Return a line per layer and their total.
 
     Depthwise-separable as one launch; a layer without pointwise part is depthwise alone.
     """
     made = table(
-        f"Standard against depthwise-separable convolution, {dtype}",
         *("layer", "input -> output", "parameters", "separable", "multiply-adds", "separable"),
         "ratio",
         *(() if rank is None else (f"rank {rank}", "ratio")),
@@ -94,7 +93,7 @@ def cost_table(layers: list[Layer], rank: int | None, dtype: str) -> Table:
         made.add_row(layer.name, shapes, *_numbers([found], rank))
     made.add_section()
     made.add_row("total", f"{len(layers)} layers", *_numbers([x.cost for x in layers], rank))
-    return made
+    return titled(f"Standard against depthwise-separable convolution, {dtype}", made)
 
 
 def _numbers(costs: list[LayerCost], rank: int | None) -> list[str]:

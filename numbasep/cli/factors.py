@@ -48,7 +48,7 @@ def _largest(factors: SeparableKernel) -> float:
 
 def singular_values(factors: SeparableKernel) -> Table:
     """Return the singular values, which terms are kept, and what those left out amount to."""
-    made = table(None, "term", "singular value", "of the first", "energy left", "", left=1)
+    made = table("term", "singular value", "of the first", "energy left", "")
     sigma = factors.singular_values
     energy = np.sum(sigma**2) or 1.0
     for i, value in enumerate(sigma[:SHOWN]):

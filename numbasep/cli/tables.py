@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 # Tables that go into a file or a pipe are never cut.
 UNLIMITED = 10_000
@@ -18,14 +19,17 @@ def console() -> Console:
     return Console(file=sys.stdout, width=width, markup=False, highlight=False, soft_wrap=False)
 
 
-def table(title: str | None, *columns: str, left: int = 1) -> Table:
+def table(*columns: str, left: int = 1) -> Table:
     """Return a table whose first ``left`` columns hold text, the others numbers."""
-    made = Table(
-        title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
-    )
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i < left else "right", overflow="fold")
     return made
+
+
+def titled(title: str, made: Table) -> Group:
+    """Return a table under a title, which may be the wider of the two."""
+    return Group(Text(title, style="bold"), made)
 
 
 def pairs() -> Table:
