@@ -17,11 +17,10 @@ COLUMNS = ("name", "N", "C", "H", "W", "k", "stride", "pad", "dilation", "Cout")
 
 @dataclass(frozen=True)
 class Layer:
-    """A line of the file. rank: as asked for, at most the kernel's size."""
+    """A line of the file."""
 
     name: str
     cost: LayerCost
-    rank: int | None
 
 
 def read_layers(path: Path, rank: int | None, dtype: str) -> list[Layer]:
@@ -58,7 +57,6 @@ def _layers(path: Path, file: Iterator[str], rank: int | None, dtype: str) -> It
             except (TypeError, ValueError):
                 raise ValueError(f"{where}: {name} is {row[name]!r}, not a whole number") from None
         n, c, h, w, k, stride, pad, dilation, cout = numbers.values()
-        terms = None if rank is None else min(rank, max(k, 1))
         try:
             found = cost(
                 (n, c, h, w),
@@ -67,12 +65,12 @@ def _layers(path: Path, file: Iterator[str], rank: int | None, dtype: str) -> It
                 stride=stride,
                 padding=pad,
                 dilation=dilation,
-                rank=terms,
+                rank=None if rank is None else min(rank, max(k, 1)),  # of what there is
                 dtype=dtype,
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from None
-        yield Layer(row["name"], found, terms)
+        yield Layer(row["name"], found)
 
 
 def cost_table(layers: list[Layer], rank: int | None, dtype: str) -> Group:

@@ -103,6 +103,9 @@ def apply(
 
     Integers are rounded once, half to even, and saturate; ``fillvalue`` is in units of the image.
     """
+    for name, value in (("scale", scale), ("offset", offset)):
+        if value is not None and not np.isfinite(value):
+            raise ValueError(f"{name}: got {value}; pass a finite number")
     used = chosen(kernel, tol, rank)
     dense = used.dense() if isinstance(used, SeparableKernel) else used
     shown = showing(dense, image.dtype, scale, offset, absolute)

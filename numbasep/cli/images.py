@@ -227,8 +227,10 @@ def _pixels(image: Image.Image, file: BinaryIO, pages: int) -> Array:
     if image.format == "PNG":
         file.seek(0)
         header = file.read(26)
-    if pages == 1 and header[24:25] == b"\x10" and header[25:26] in (b"\2", b"\4", b"\6"):
+    if header[24:25] == b"\x10" and header[25:26] in (b"\2", b"\4", b"\6"):
         # Pillow would read 16-bit colours as 8-bit ones.
+        if pages > 1:
+            raise _Refused("is animated, of 16-bit colours; save the frame by itself")
         import imagecodecs
 
         file.seek(0)
@@ -243,7 +245,7 @@ def _pixels(image: Image.Image, file: BinaryIO, pages: int) -> Array:
         return np.stack([grey, np.where(grey == transparent, 0, 65535).astype(np.uint16)], axis=-1)
     if mode in ("P", "PA") or (transparent is not None and mode in ("1", "L", "RGB")):
         opaque = mode == "P" and transparent is None
-        image = image.convert("RGB" if opaque else "RGBA" if mode != "L" else "LA")
+        image = image.convert("RGB" if opaque else "LA" if mode in ("1", "L") else "RGBA")
     elif mode == "1":
         image = image.convert("L")
     elif mode not in ("L", "LA", "RGB", "RGBA"):

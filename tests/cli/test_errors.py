@@ -46,6 +46,8 @@ ERRORS: dict[str, tuple[tuple[str, ...], str]] = {
     "fill of nothing": (
         (*FILTER, "box:3", "--boundary", "fill", "--fillvalue", "nan"), "is not a value of uint8",
     ),
+    "endless scale": ((*FILTER, "box:3", "--scale", "inf"), "scale: got inf; pass a finite number"),
+    "offset of nothing": ((*FILTER, "box:3", "--offset", "nan"), "offset: got nan; pass a finite"),
     "backend": ((*FILTER, "box:3", "--backend", "gpu"), "backend: 'gpu' is not one of"),
     "quality": ((*FILTER, "box:3", "--quality", "0"), "Invalid value for '--quality': "),
     "missing picture": (

@@ -103,8 +103,10 @@ def test_imports_are_light() -> None:
 
 
 def test_interrupted_by_the_keyboard(tmp_path: Path) -> None:
+    # Asleep, as an interrupt in the middle of an import is not Python's best moment.
+    asleep = "import time, numbasep.cli.demo as d; d.study = lambda *a: time.sleep(100); "
     started = subprocess.Popen(
-        [sys.executable, "-u", "-c", COMMAND, "demo", "--out", str(tmp_path / "demo")],
+        [sys.executable, "-u", "-c", asleep + COMMAND, "demo", "--out", str(tmp_path / "demo")],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
