@@ -168,10 +168,6 @@ def _stream(
     assert shape is not None
     in_size, out_size = np.dtype(plan.storage).itemsize, np.dtype(plan.output).itemsize
     tiles_x, tiles_y = _strips(plan, tile)
-    # First the places of columns, then of rows, then the sums, each 16 bytes aligned.
-    rows_at = shape.listed_columns(tile.threads)
-    listed = shape.listed_rows(tile.height)
-    sums_at = (rows_at + listed) * 4 // SIZES[plan.compute]
     stream_kernel(shape, plan.storage, plan.compute, plan.output).launch(
         plan.planes * plan.y.dilation * tiles_y * tiles_x,
         tile.threads,
@@ -199,11 +195,9 @@ def _stream(
                     plan.x.origin * plan.channels - shape.shift,
                     plan.y.dilation,
                     plan.boundary,
-                    _aligned(source, shape.columns * in_size),
+                    _aligned(source, shape.vector * in_size),
                     _aligned(target, shape.vector * out_size),
                     (shape.taps_y - 1 + shape.extra) // shape.steps,
-                    rows_at,
-                    sums_at,
                 ),
             ),
         ),

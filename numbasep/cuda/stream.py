@@ -58,7 +58,7 @@ def stream_kernel(shape: StreamShape, storage: str, compute: str, output: str) -
             types.UniTuple(element, shape.rank * shape.taps_y),
             types.UniTuple(element, shape.rank * shape.taps_x),
             *[types.int64] * 2,
-            *[types.int32] * 20,
+            *[types.int32] * 18,
         ],
         shape.threads,
         shape.blocks,
@@ -68,22 +68,15 @@ def stream_kernel(shape: StreamShape, storage: str, compute: str, output: str) -
 def _pack(count: int, convert: Any) -> Any:
     """Return ``pack(array, at) -> tuple`` of ``count`` elements, converted."""
     change = device_function(lambda value: value) if convert is None else convert
-    return device_function(
-        {
-            1: lambda a, i: (change(a[i]),),
-            2: lambda a, i: (change(a[i]), change(a[i + 1])),
-            4: lambda a, i: (
-                change(a[i]),
-                change(a[i + 1]),
-                change(a[i + 2]),
-                change(a[i + 3]),
-            ),
-        }[count]
-    )
+    two = lambda a, i: (change(a[i]), change(a[i + 1]))  # noqa: E731
+    if count <= 2:
+        return device_function(two if count == 2 else lambda a, i: (change(a[i]),))
+    half = _pack(count // 2, convert)
+    return device_function(lambda a, i: half(a, i) + half(a, i + count // 2))
 
 
 def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Callable[..., None]:
-    taps_y, taps_x, rank = shape.taps_y, shape.taps_x, shape.rank
+    taps_y, taps_x, rank, threads = shape.taps_y, shape.taps_x, shape.rank, shape.threads
     spacing, shift, extra = shape.spacing, shape.shift, shape.extra
     columns, vector, steps, loads = shape.columns, shape.vector, shape.steps, shape.loads
     pending = taps_y - 1
@@ -97,15 +90,24 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     in_size, out_size = raw_in.bitwidth // 8, raw_out.bitwidth // 8
     widened, narrowed = widen(storage, compute), narrow(compute, output)
     step = multiply_add(compute)
-    load_columns = load_bytes(columns, raw_in)
+    # Shared memory, in elements: what was loaded, column sums, then places of columns and of rows.
+    pitch = threads * columns
+    stage_size = steps * pitch
+    sums_size = rank * stage_size
+    sums_at = 2 * stage_size
+    columns_at = (sums_at + 2 * sums_size) * (element.bitwidth // 32)
+    rows_at = columns_at + pitch
+    load_piece = load_bytes(vector, raw_in)
     load_one = load_bytes(1, raw_in)
-    load_rows = load_vector(steps, types.int32)
-    load_places = load_vector(columns, types.int32)
+    load_places = load_vector(held, types.int32)
+    load_own = load_vector(columns, element)
+    store_values = store_vector(held, element)
     load_sums = load_vector(vector, element)
     store_sums = store_vector(columns, element)
     store_results = store_bytes(vector, raw_out)
     store_one = store_bytes(1, raw_out)
-    packed, packed_results = _pack(columns, None), _pack(vector, narrowed)
+    packed, packed_values = _pack(columns, None), _pack(held, None)
+    packed_results = _pack(vector, narrowed)
     version = VERSION
 
     def kernel(
@@ -134,12 +136,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
         image_aligned: int,
         out_aligned: int,
         warm: int,
-        rows_at: int,
-        sums_at: int,
     ) -> None:
         t = i32(cuda.threadIdx.x)
-        threads = i32(cuda.blockDim.x)
-        pitch = i32(threads * columns)
         tile = u32(cuda.blockIdx.x)
         strips = u32(tile // u32(tiles_x))
         strip = i32(tile - strips * u32(tiles_x))
@@ -166,21 +164,25 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                 found = i64(map_index(pixel, i64(in_width), boundary))
                 channel = i64(at - pixel * channels)
                 at = i32(found * channels + channel) if found >= 0 else i32(-1)
-            places[i] = at if left + i < needed else i32(-1)
-        for i in range(t, i32((count + 1) * steps), threads):
+            places[columns_at + i] = at if left + i < needed else i32(-1)
+        for i in range(t, i32((count + 2) * steps), threads):
             # The first step works on zeros while the first rows are loaded.
             y = i64(origin_y + phase) + i64(first_row - extra + i) * i64(dilation_y)
             found = i64(map_index(y, i64(in_height), boundary))
             places[rows_at + i] = i32(found) if i < rows + extra + pending else i32(-1)
         cuda.syncthreads()
 
-        place = load_places(places, i64(columns * t))
-        x = i32(left + columns * t)
-        inside = image_aligned != 0 and x >= 0 and x + columns <= min(row_size, needed)
+        # Loads: a thread's elements lie side by side in one of the rows of a step.
+        line = i32(t // (threads // steps))
+        at = i32(i32(t - line * (threads // steps)) * held)
+        place = load_places(places, i64(columns_at + at))
+        x = i32(left + at)
+        inside = image_aligned != 0 and x >= 0 and x + held <= min(row_size, needed)
         base = advance(image, i64(plane) * image_plane)
         start = advance(base, i64(x) * in_size)
-        group = i32(i32(t * per_pass) // threads)
-        unit = i32(t - group * i32(threads // per_pass))
+        staged_at = i32(line * pitch + at)
+        group = i32(t // (threads // per_pass))
+        unit = i32(t - group * (threads // per_pass))
         out_x = i32(strip * width + vector * unit)
         left_out = i32(out_width * channels - out_x)
         writes = vector * unit < width and left_out > 0
@@ -205,61 +207,66 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
         for k in range(held):
             unroll()
             values[k] = nothing
-        for s in range(i32(count + 1)):
-            buffer = i32(sums_at + i32(s & 1) * i32(rank * steps * pitch))
-            for r in range(steps):
-                unroll()
-                for term in range(rank):
+        for s in range(i32(-1), i32(count + 1)):
+            odd = i32(s & 1)
+            store_values(sums, i64(staged_at + odd * stage_size), packed_values(values, 0))
+            y = i32(places[u32(rows_at + (s + 1) * steps + line)])
+            if inside and y >= 0:
+                row_start = step_to(start, y, image_row)
+                for piece in range(held // vector):
                     unroll()
-                    first = term * pending * columns
-                    for v in range(columns):
+                    loaded = load_piece(row_start, piece * vector * in_size)
+                    for v in range(vector):
                         unroll()
-                        value = values[r * columns + v]
-                        tap = column_taps[term * taps_y + taps_y - 1]
-                        if pending == 0:
-                            done[v] = step(nothing, tap, value)
-                        else:
-                            done[v] = step(state[first + v], tap, value)
-                            for k in range(pending - 1):
-                                unroll()
-                                state[first + k * columns + v] = step(
-                                    state[first + (k + 1) * columns + v],
-                                    column_taps[term * taps_y + taps_y - 2 - k],
-                                    value,
-                                )
-                            state[first + (pending - 1) * columns + v] = step(
-                                nothing, column_taps[term * taps_y], value
-                            )
-                    store_sums(
-                        sums,
-                        i64(buffer + i32((r * rank + term) * pitch + columns * t)),
-                        packed(done, 0),
-                    )
-            ys = load_rows(places, i64(rows_at + s * steps))
-            present = i32(0)
-            for r in range(steps):
-                unroll()
-                present |= ys[r]
-            if inside and present >= 0:
-                for r in range(steps):
-                    unroll()
-                    loaded = load_columns(step_to(start, ys[r], image_row), 0)
-                    for v in range(columns):
-                        unroll()
-                        values[r * columns + v] = widened(loaded[v])
+                        values[piece * vector + v] = widened(loaded[v])
             else:
+                row_start = step_to(base, y, image_row)
+                for v in range(held):
+                    unroll()
+                    values[v] = fill
+                    if y >= 0 and place[v] >= 0:
+                        single = load_one(step_to(row_start, place[v], in_size), 0)
+                        values[v] = widened(single[0])
+            if s >= 0:
+                cuda.syncthreads()
+                own = i64(odd * stage_size + columns * t)
+                summed = i64(sums_at + odd * sums_size + columns * t)
                 for r in range(steps):
                     unroll()
-                    row_start = step_to(base, ys[r], image_row)
-                    for v in range(columns):
+                    taken = load_own(sums, own + r * pitch)
+                    for term in range(rank):
                         unroll()
-                        values[r * columns + v] = fill
-                        if ys[r] >= 0 and place[v] >= 0:
-                            single = load_one(step_to(row_start, place[v], in_size), 0)
-                            values[r * columns + v] = widened(single[0])
-            if s > warm:
-                cuda.syncthreads()
-                if writes:
+                        first = term * pending * columns
+                        for v in range(columns):
+                            unroll()
+                            value = taken[v]
+                            tap = column_taps[term * taps_y + taps_y - 1]
+                            if pending == 0:
+                                done[v] = step(nothing, tap, value)
+                            else:
+                                done[v] = step(state[first + v], tap, value)
+                                for k in range(pending - 1):
+                                    unroll()
+                                    state[first + k * columns + v] = step(
+                                        state[first + (k + 1) * columns + v],
+                                        column_taps[term * taps_y + taps_y - 2 - k],
+                                        value,
+                                    )
+                                state[first + (pending - 1) * columns + v] = step(
+                                    nothing, column_taps[term * taps_y], value
+                                )
+                        store_sums(
+                            sums,
+                            summed + (r * rank + term) * pitch,
+                            packed(done, 0),
+                        )
+            if s > warm and writes:
+                    before = i64(
+                        sums_at
+                        + i32(1 - odd) * sums_size
+                        + group * (rank * pitch)
+                        + vector * unit
+                    )
                     for p in range(passes):
                         unroll()
                         row = i32((s - warm - 1) * steps + p * per_pass)
@@ -268,10 +275,10 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                             results[j] = nothing
                         for term in range(rank):
                             unroll()
-                            near = i32(buffer + i32((p * per_pass + group) * rank + term) * pitch)
+                            near = before + (p * per_pass * rank + term) * pitch
                             for q in range(loads):
                                 unroll()
-                                part = load_sums(sums, i64(near + vector * (unit + q)))
+                                part = load_sums(sums, near + vector * q)
                                 for j in range(vector):
                                     unroll()
                                     window[q * vector + j] = part[j]
@@ -284,14 +291,14 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                                         row_taps[term * taps_x + k],
                                         window[shift + k * spacing + j],
                                     )
-                        if row + group < rows:
-                            line = step_to(target, row, out_step)
+                        if i32(row + group) < rows:
+                            place_out = step_to(target, row, out_step)
                             if whole:
-                                store_results(line, 0, packed_results(results, 0))
+                                store_results(place_out, 0, packed_results(results, 0))
                             else:
                                 for j in range(vector):
                                     unroll()
                                     if j < left_out:
-                                        store_one(line, j * out_size, (narrowed(results[j]),))
+                                        store_one(place_out, j * out_size, (narrowed(results[j]),))
 
     return kernel

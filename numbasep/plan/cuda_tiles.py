@@ -24,7 +24,8 @@ class StreamShape:
     columns: image columns (elements) of one thread.
     vector: outputs of one thread, side by side.
     steps: image rows between two barriers; a multiple of ``vector // columns``.
-    threads, blocks: the most threads of a block, and blocks to fit on a multiprocessor.
+    threads: of a block; a multiple of ``steps``.
+    blocks: that registers have to leave room for on a multiprocessor.
     """
 
     taps_y: int
@@ -48,24 +49,17 @@ class StreamShape:
         """Rows above the halo, so that the rows before the first output make whole steps."""
         return -(self.taps_y - 1) % self.steps
 
-    def width(self, threads: int) -> int:
-        """Return the outputs (elements) across a strip of a block of ``threads``."""
-        return threads * self.columns - (self.loads - 1) * self.vector
+    @property
+    def width(self) -> int:
+        """Outputs (elements) across a strip; above 0 where the shape is any good."""
+        return self.threads * self.columns - (self.loads - 1) * self.vector
 
-    def listed_columns(self, threads: int) -> int:
-        """Return the length of a strip's list of image columns, in whole vectors."""
-        return threads * self.columns + -threads * self.columns % 4
-
-    def listed_rows(self, height: int) -> int:
-        """Return the length of a strip's list of image rows, in whole vectors."""
+    def shared(self, height: int, size: int) -> int:
+        """Return the bytes of what was loaded, of column sums, and of the lists of places."""
         warm = (self.taps_y - 1 + self.extra) // self.steps
-        rows = (warm + -(-height // self.steps) + 1) * self.steps
-        return rows + -rows % 4
-
-    def shared(self, threads: int, height: int, size: int) -> int:
-        """Return the bytes of both lists of places and of two buffers of column sums."""
-        lists = 4 * (self.listed_columns(threads) + self.listed_rows(height))
-        return lists + 2 * self.rank * self.steps * threads * self.columns * size
+        rows = (warm + -(-height // self.steps) + 2) * self.steps
+        pitch = self.threads * self.columns
+        return 2 * (self.rank + 1) * self.steps * pitch * size + 4 * (pitch + rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +146,14 @@ def stream_shape(
     )
 
 
-def stream(
-    plan: SpatialPlan, shape: StreamShape, threads: int, height: int, reason: str = ""
-) -> CudaTile:
-    """Return a tile of the streaming kernel; ``threads`` must give a strip a width above 0."""
+def stream(plan: SpatialPlan, shape: StreamShape, height: int, reason: str = "") -> CudaTile:
+    """Return a tile of the streaming kernel, whose strips are ``height`` rows high."""
     return CudaTile(
         "stream",
-        shape.width(threads),
+        shape.width,
         height,
-        threads,
-        shape.shared(threads, height, SIZES[plan.compute]),
+        shape.threads,
+        shape.shared(height, SIZES[plan.compute]),
         reason,
         shape,
     )

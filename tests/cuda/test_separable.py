@@ -168,9 +168,9 @@ def test_stream_equals_sums_by_hand_for_every_tile(data: Any, plan: SpatialPlan,
     vector = 16 // SIZES[plan.compute]
     columns = data.draw(st.sampled_from([c for c in (1, 2, 4) if c <= vector]))
     steps = data.draw(st.sampled_from([s for s in (1, 2, 4) if s >= vector // columns]))
-    shape = stream_shape(plan, columns, steps)
-    # The narrowest strip, and up to two vectors more.
-    per_vector = vector // columns
-    threads = per_vector * (shape.loads + data.draw(st.integers(0, 2)))
-    tile = stream(plan, shape, threads, data.draw(st.integers(1, 6)))
+    # Narrow strips: one vector wide, and a few more.
+    least = vector // columns * stream_shape(plan, columns, steps).loads
+    threads = 4 * (-(-least // 4) + data.draw(st.integers(0, 1)))
+    shape = stream_shape(plan, columns, steps, threads)
+    tile = stream(plan, shape, data.draw(st.integers(1, 6)))
     check(plan, tile, [None, general(plan)], seed)
