@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from numbasep.cuda import launch
 from numbasep.cuda.separable import run_direct, run_separable
-from numbasep.plan.cuda_tiles import SIZES, CudaTile, choose, general, stream, stream_shape
+from numbasep.plan.cuda_tiles import SIZES, CudaTile, choose, general, stream, stream_shape, tile, tile_shape
 from numbasep.plan.geometry import SpatialPlan
 from tests.by_hand import axes, correlate
 from tests.conftest import examples
@@ -174,3 +174,22 @@ def test_stream_equals_sums_by_hand_for_every_tile(data: Any, plan: SpatialPlan,
     shape = stream_shape(plan, columns, steps, threads)
     tile = stream(plan, shape, data.draw(st.integers(1, 6)))
     check(plan, tile, [None, general(plan)], seed)
+
+
+@settings(max_examples=examples("cuda"))
+@given(
+    data=st.data(),
+    plan=plans(REAL, stride=1, dilation=2, taps=19),
+    seed=st.integers(0, 99),
+)
+def test_tile_equals_sums_by_hand_for_every_tile(data: Any, plan: SpatialPlan, seed: int) -> None:
+    plan = replace(plan, rank=max(plan.rank, 1))
+    run, threads = data.draw(st.sampled_from(((2, 8), (4, 16), (8, 64))))
+    height = run * data.draw(st.integers(1, 2))
+    unit = run * plan.x.dilation * plan.channels
+    wide = data.draw(st.integers(1, 2)) * unit + (plan.x.taps - 1) * plan.x.dilation * plan.channels
+    found = tile(plan, tile_shape(plan, wide | 1, run, threads), height)
+    if found is None:  # More outputs than threads: one run a thread.
+        found = tile(plan, tile_shape(plan, wide | 1, run, 64), run)
+    assert found is not None
+    check(plan, found, [None, general(plan)], seed)
