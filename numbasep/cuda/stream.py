@@ -75,6 +75,76 @@ def _pack(count: int, convert: Any) -> Any:
     return device_function(lambda a, i: half(a, i) + half(a, i + count // 2))
 
 
+def _column_sums(shape: StreamShape, compute: str, turn: int) -> Any:
+    """Return ``add(state, taken, taps, sums, at)``: one row of a step into the sums of a term."""
+    columns, taps_y, pending = shape.columns, shape.taps_y, shape.taps_y - 1
+    row, term = divmod(turn, shape.rank)
+    first, taps_at = term * pending * columns, term * taps_y
+    taken_at, sums_at = row * columns, turn * shape.pitch
+    element, nothing, step = numba_type(compute), zero(compute), multiply_add(compute)
+    store_sums, packed = store_vector(columns, element), _pack(columns, None)
+
+    def add(state: Any, taken: Any, taps: Any, sums: Any, at: int) -> None:
+        done = cuda.local.array(columns, element)
+        for v in range(columns):
+            unroll()
+            value = taken[taken_at + v]
+            tap = taps[taps_at + pending]
+            if pending == 0:
+                done[v] = step(nothing, tap, value)
+            else:
+                done[v] = step(state[first + v], tap, value)
+                for k in range(pending - 1):
+                    unroll()
+                    state[first + k * columns + v] = step(
+                        state[first + (k + 1) * columns + v], taps[taps_at + pending - 1 - k], value
+                    )
+                state[first + (pending - 1) * columns + v] = step(nothing, taps[taps_at], value)
+        store_sums(sums, at + sums_at, packed(done, 0))
+
+    return device_function(add)
+
+
+def _row_sums(shape: StreamShape, compute: str, term: int) -> Any:
+    """Return ``add(results, window, taps, sums, at)``: a term's part of a vector of results."""
+    vector, taps_x, shift, spacing = shape.vector, shape.taps_x, shape.shift, shape.spacing
+    loads, taps_at, sums_at = shape.loads, term * shape.taps_x, term * shape.pitch
+    step, load_sums = multiply_add(compute), load_vector(vector, numba_type(compute))
+
+    def add(results: Any, window: Any, taps: Any, sums: Any, at: int) -> None:
+        for q in range(loads):
+            unroll()
+            part = load_sums(sums, at + (sums_at + vector * q))
+            for j in range(vector):
+                unroll()
+                window[q * vector + j] = part[j]
+        for k in range(taps_x):
+            unroll()
+            for j in range(vector):
+                unroll()
+                results[j] = step(results[j], taps[taps_at + k], window[shift + k * spacing + j])
+
+    return device_function(add)
+
+
+def _turns(make: Callable[[int], Any], count: int) -> Any:
+    """Return a function that calls those of each turn.
+
+    Each has its own, for its constants: of a loop over turns, the compiler finds no registers for
+    the sums before it is unrolled, and takes minutes over that.
+    """
+    own = make(count - 1)
+    if count == 1:
+        return own
+    before = _turns(make, count - 1)
+
+    def both(held: Any, values: Any, taps: Any, sums: Any, at: int) -> None:
+        before(held, values, taps, sums, at)
+        own(held, values, taps, sums, at)
+
+    return device_function(both)
+
+
 def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Callable[..., None]:
     taps_y, taps_x, rank, threads = shape.taps_y, shape.taps_x, shape.rank, shape.threads
     spacing, shift, extra = shape.spacing, shape.shift, shape.extra
@@ -91,7 +161,7 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     widened, narrowed = widen(storage, compute), narrow(compute, output)
     step = multiply_add(compute)
     # Shared memory, in elements: what was loaded, column sums, then places of columns and of rows.
-    pitch = threads * columns
+    pitch = shape.pitch
     stage_size = steps * pitch
     sums_size = rank * stage_size
     sums_at = 2 * stage_size
@@ -102,11 +172,11 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     load_places = load_vector(held, types.int32)
     load_own = load_vector(columns, element)
     store_values = store_vector(held, element)
-    load_sums = load_vector(vector, element)
-    store_sums = store_vector(columns, element)
     store_results = store_bytes(vector, raw_out)
     store_one = store_bytes(1, raw_out)
-    packed, packed_values = _pack(columns, None), _pack(held, None)
+    column_sums = _turns(lambda turn: _column_sums(shape, compute, turn), steps * rank)
+    row_sums = _turns(lambda term: _row_sums(shape, compute, term), rank)
+    packed_values = _pack(held, None)
     packed_results = _pack(vector, narrowed)
     version = VERSION
 
@@ -197,8 +267,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
 
         sums = cuda.shared.array(0, element)
         values = cuda.local.array(held, element)
+        taken = cuda.local.array(held, element)
         state = cuda.local.array(states, element)
-        done = cuda.local.array(columns, element)
         window = cuda.local.array(window_size, element)
         results = cuda.local.array(vector, element)
         for k in range(states):
@@ -233,33 +303,11 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                 summed = i64(sums_at + odd * sums_size + columns * t)
                 for r in range(steps):
                     unroll()
-                    taken = load_own(sums, own + r * pitch)
-                    for term in range(rank):
+                    part = load_own(sums, own + r * pitch)
+                    for v in range(columns):
                         unroll()
-                        first = term * pending * columns
-                        for v in range(columns):
-                            unroll()
-                            value = taken[v]
-                            tap = column_taps[term * taps_y + taps_y - 1]
-                            if pending == 0:
-                                done[v] = step(nothing, tap, value)
-                            else:
-                                done[v] = step(state[first + v], tap, value)
-                                for k in range(pending - 1):
-                                    unroll()
-                                    state[first + k * columns + v] = step(
-                                        state[first + (k + 1) * columns + v],
-                                        column_taps[term * taps_y + taps_y - 2 - k],
-                                        value,
-                                    )
-                                state[first + (pending - 1) * columns + v] = step(
-                                    nothing, column_taps[term * taps_y], value
-                                )
-                        store_sums(
-                            sums,
-                            summed + (r * rank + term) * pitch,
-                            packed(done, 0),
-                        )
+                        taken[r * columns + v] = part[v]
+                column_sums(state, taken, column_taps, sums, summed)
             if s > warm and writes:
                     before = i64(
                         sums_at
@@ -273,24 +321,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                         for j in range(vector):
                             unroll()
                             results[j] = nothing
-                        for term in range(rank):
-                            unroll()
-                            near = before + (p * per_pass * rank + term) * pitch
-                            for q in range(loads):
-                                unroll()
-                                part = load_sums(sums, near + vector * q)
-                                for j in range(vector):
-                                    unroll()
-                                    window[q * vector + j] = part[j]
-                            for k in range(taps_x):
-                                unroll()
-                                for j in range(vector):
-                                    unroll()
-                                    results[j] = step(
-                                        results[j],
-                                        row_taps[term * taps_x + k],
-                                        window[shift + k * spacing + j],
-                                    )
+                        near = before + p * (per_pass * rank * pitch)
+                        row_sums(results, window, row_taps, sums, near)
                         if i32(row + group) < rows:
                             place_out = step_to(target, row, out_step)
                             if whole:

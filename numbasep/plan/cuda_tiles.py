@@ -62,16 +62,20 @@ class StreamShape:
         return -(self.taps_y - 1) % self.steps
 
     @property
+    def pitch(self) -> int:
+        """Elements of a row in shared memory."""
+        return self.threads * self.columns
+
+    @property
     def width(self) -> int:
         """Outputs (elements) across a strip; above 0 where the shape is any good."""
-        return self.threads * self.columns - (self.loads - 1) * self.vector
+        return self.pitch - (self.loads - 1) * self.vector
 
     def shared(self, height: int, size: int) -> int:
         """Return the bytes of what was loaded, of column sums, and of the lists of places."""
         warm = (self.taps_y - 1 + self.extra) // self.steps
         rows = (warm + -(-height // self.steps) + 2) * self.steps
-        pitch = self.threads * self.columns
-        return 2 * (self.rank + 1) * self.steps * pitch * size + 4 * (pitch + rows)
+        return 2 * (self.rank + 1) * self.steps * self.pitch * size + 4 * (self.pitch + rows)
 
 
 # Rows that a thread of the tile kernel loads before it stores the first.
@@ -261,7 +265,7 @@ def _streamed(plan: SpatialPlan, most_shared: int) -> CudaTile | None:
         shape = stream_shape(plan, columns, steps, threads, blocks)
         # Few taps wait for memory and need many threads; many taps have work for fewer.
         enough = blocks * threads >= (1024 if registers <= 64 else 384)
-        if enough and 2 * shape.width >= threads * columns:
+        if enough and 2 * shape.width >= shape.pitch:
             shapes.append(shape)
     if not shapes:
         return None
@@ -283,7 +287,7 @@ def _streamed(plan: SpatialPlan, most_shared: int) -> CudaTile | None:
     found = stream(plan, shape, best[1])
     if found.shared > most_shared:
         return None
-    read = (1 + (plan.y.taps - 1) / best[1]) * shape.threads * columns / shape.width
+    read = (1 + (plan.y.taps - 1) / best[1]) * shape.pitch / shape.width
     reason = (
         f"{pending} pending sums a column fit in registers (about {registers} a thread); "
         f"tiles read {read:.2f} times what they write"
