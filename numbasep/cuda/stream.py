@@ -75,32 +75,35 @@ def _pack(count: int, convert: Any) -> Any:
     return device_function(lambda a, i: half(a, i) + half(a, i + count // 2))
 
 
-def _column_sums(shape: StreamShape, compute: str, turn: int) -> Any:
-    """Return ``add(state, taken, taps, sums, at)``: one row of a step into the sums of a term."""
-    columns, taps_y, pending = shape.columns, shape.taps_y, shape.taps_y - 1
-    row, term = divmod(turn, shape.rank)
+def _column_sums(shape: StreamShape, compute: str, term: int) -> Any:
+    """Return ``add(state, values, taps, sums, at)``: the rows of a step into the sums of a term."""
+    columns, steps, rank, pitch = shape.columns, shape.steps, shape.rank, shape.pitch
+    taps_y, pending = shape.taps_y, shape.taps_y - 1
     first, taps_at = term * pending * columns, term * taps_y
-    taken_at, sums_at = row * columns, turn * shape.pitch
     element, nothing, step = numba_type(compute), zero(compute), multiply_add(compute)
     store_sums, packed = store_vector(columns, element), _pack(columns, None)
 
-    def add(state: Any, taken: Any, taps: Any, sums: Any, at: int) -> None:
+    def add(state: Any, values: Any, taps: Any, sums: Any, at: int) -> None:
         done = cuda.local.array(columns, element)
-        for v in range(columns):
+        for r in range(steps):
             unroll()
-            value = taken[taken_at + v]
-            tap = taps[taps_at + pending]
-            if pending == 0:
-                done[v] = step(nothing, tap, value)
-            else:
-                done[v] = step(state[first + v], tap, value)
-                for k in range(pending - 1):
-                    unroll()
-                    state[first + k * columns + v] = step(
-                        state[first + (k + 1) * columns + v], taps[taps_at + pending - 1 - k], value
-                    )
-                state[first + (pending - 1) * columns + v] = step(nothing, taps[taps_at], value)
-        store_sums(sums, at + sums_at, packed(done, 0))
+            for v in range(columns):
+                unroll()
+                value = values[r * columns + v]
+                tap = taps[taps_at + pending]
+                if pending == 0:
+                    done[v] = step(nothing, tap, value)
+                else:
+                    done[v] = step(state[first + v], tap, value)
+                    for k in range(pending - 1):
+                        unroll()
+                        state[first + k * columns + v] = step(
+                            state[first + (k + 1) * columns + v],
+                            taps[taps_at + pending - 1 - k],
+                            value,
+                        )
+                    state[first + (pending - 1) * columns + v] = step(nothing, taps[taps_at], value)
+            store_sums(sums, at + (r * rank + term) * pitch, packed(done, 0))
 
     return device_function(add)
 
@@ -127,16 +130,16 @@ def _row_sums(shape: StreamShape, compute: str, term: int) -> Any:
     return device_function(add)
 
 
-def _turns(make: Callable[[int], Any], count: int) -> Any:
-    """Return a function that calls those of each turn.
+def _terms(make: Callable[[int], Any], count: int) -> Any:
+    """Return a function that calls those of each term in turn.
 
-    Each has its own, for its constants: of a loop over turns, the compiler finds no registers for
+    Each has its own, for its constants: of a loop over terms, the compiler finds no registers for
     the sums before it is unrolled, and takes minutes over that.
     """
     own = make(count - 1)
     if count == 1:
         return own
-    before = _turns(make, count - 1)
+    before = _terms(make, count - 1)
 
     def both(held: Any, values: Any, taps: Any, sums: Any, at: int) -> None:
         before(held, values, taps, sums, at)
@@ -174,8 +177,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     store_values = store_vector(held, element)
     store_results = store_bytes(vector, raw_out)
     store_one = store_bytes(1, raw_out)
-    column_sums = _turns(lambda turn: _column_sums(shape, compute, turn), steps * rank)
-    row_sums = _turns(lambda term: _row_sums(shape, compute, term), rank)
+    column_sums = _terms(lambda term: _column_sums(shape, compute, term), rank)
+    row_sums = _terms(lambda term: _row_sums(shape, compute, term), rank)
     packed_values = _pack(held, None)
     packed_results = _pack(vector, narrowed)
     version = VERSION

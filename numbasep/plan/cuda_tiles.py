@@ -240,24 +240,21 @@ def tile(plan: SpatialPlan, shape: TileShape, height: int, reason: str = "") -> 
     return CudaTile("tile", width, height, shape.threads, shared, reason, shape)
 
 
-def _registers(plan: SpatialPlan, columns: int) -> int:
-    """Return about how many registers a thread of the streaming kernel takes.
-
-    Every pending sum has one for each four bytes; the rest is what compiled kernels show.
-    """
-    pending = plan.rank * (plan.y.taps - 1) * columns
-    return 48 + pending * SIZES[plan.compute] // 4
-
-
 def _streamed(plan: SpatialPlan, most_shared: int) -> CudaTile | None:
     """Return the best tile of the streaming kernel, or None where it is not for this plan."""
     pending = plan.rank * (plan.y.taps - 1)
-    columns = 2 if pending <= MOST_IN_PAIRS and SIZES[plan.compute] == 4 else 1
-    registers = -(-_registers(plan, columns) // 8) * 8
+    size = SIZES[plan.compute]
+    columns = 2 if pending <= MOST_IN_PAIRS and size == 4 else 1
+    steps = 16 // size // columns
+    # A pending sum has one register for each four bytes; the rest is what compiled kernels show.
+    registers = 48 + pending * columns * size // 4
+    if size == 8 and pending > MOST_IN_PAIRS * 2:
+        # Long rows of float64 are read again for each vector of results: two vectors a turn.
+        steps, registers = 2 * steps, registers + 20
+    registers = -(-registers // 8) * 8
     taps = plan.rank * (plan.y.taps + plan.x.taps)
-    if registers > MOST_REGISTERS or taps * SIZES[plan.compute] > MOST_TAPS:
+    if registers > MOST_REGISTERS or taps * size > MOST_TAPS:
         return None
-    steps = max(16 // SIZES[plan.compute], 4) // columns
     across = plan.x.out * plan.channels
     shapes = []
     for threads in (32, 64, 128, 256, 384):

@@ -8,29 +8,28 @@ from numbasep.cuda.general import direct_kernel, general_kernel
 from numbasep.cuda.launch import Kernel
 from numbasep.cuda.stream import stream_kernel
 from numbasep.cuda.tile import tile_kernel
-from numbasep.plan.cuda_tiles import StreamShape, TileShape, choose
+from numbasep.plan.cuda_tiles import SIZES, StreamShape, TileShape, choose
 from numbasep.plan.geometry import Axis, SpatialPlan
 from tests.cuda.compiled import Budget
 
 WIDE = ("LDG.E.128", "STG.E.128")
 
-# taps, rank, storage, compute, most instructions per output, least occupancy, vector accesses
+# taps, rank, storage and compute dtype, most instructions per output, least occupancy, accesses.
 CASES = (
     (5, 1, "float32", "float32", 28, 0.5, WIDE),
     (9, 1, "float32", "float32", 37, 0.5, WIDE),
     (15, 1, "float32", "float32", 51, 0.5, WIDE),
     (31, 1, "float32", "float32", 85, 0.37, WIDE),
-    (63, 1, "float32", "float32", 170, 0.18, WIDE),
-    (15, 2, "float32", "float32", 86, 0.37, WIDE),
-    (31, 2, "float32", "float32", 170, 0.18, WIDE),
-    (31, 4, "float32", "float32", 340, 0.18, WIDE),
-    (9, 8, "float32", "float32", 210, 0.18, WIDE),
-    (31, 8, "float32", "float32", 100, 0.25, ()),
+    (31, 2, "float32", "float32", 175, 0.18, WIDE),
+    (9, 8, "float32", "float32", 200, 0.18, WIDE),
+    # The tile kernel's path through its loop over terms has each power of two of taps once: 31 taps
+    # for one run of 16 outputs, and one term.
+    (31, 8, "float32", "float32", 105, 0.25, ()),
     (5, 1, "float16", "float32", 34, 0.5, ("LDG.E.64", "STG.E.64")),
     (5, 1, "bfloat16", "float32", 38, 0.5, ("LDG.E.64", "STG.E.64")),
-    (5, 1, "uint8", "float32", 36, 0.5, ("LDG.E.CONSTANT", "STG.E ")),
-    (5, 1, "float64", "float64", 36, 0.5, WIDE),
-    (15, 1, "float64", "float64", 60, 0.37, WIDE),
+    (5, 1, "uint8", "float32", 30, 0.5, ("LDG.E.CONSTANT", "STG.E")),
+    (5, 1, "float64", "float64", 42, 0.5, WIDE),
+    (15, 1, "float64", "float64", 78, 0.37, WIDE),
 )
 
 
@@ -48,11 +47,9 @@ def chosen(taps: int, rank: int, storage: str, compute: str) -> Kernel:
 
 def budgets() -> Iterator[Budget]:
     """Yield the budgets of this module."""
-    for taps, rank, storage, compute, most, occupancy, has in CASES:
-        case = taps, rank, storage, compute
-        # A tile kernel's path through its loop over terms meets every power of two of taps once:
-        # 31 taps for one run of 16 outputs, one term.
-        outputs = 16 if rank * (taps - 1) > 120 else 4
+    for *case, most, occupancy, has in CASES:
+        taps, rank, storage, compute = case
+        outputs = 16 // SIZES[compute] if has else 16
         yield Budget(
             f"separable/{storage}-{taps}-taps-rank-{rank}",
             lambda case=case: chosen(*case),
@@ -61,5 +58,5 @@ def budgets() -> Iterator[Budget]:
             has,
         )
     for dtype in ("float32", "float64"):
-        yield Budget(f"general/{dtype}", lambda d=dtype: general_kernel(d, d, d))
+        yield Budget(f"general/{dtype}", lambda d=dtype: general_kernel(d, d, d), occupancy=0.37)
         yield Budget(f"direct/{dtype}", lambda d=dtype: direct_kernel(d, d, d))
