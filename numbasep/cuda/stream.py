@@ -1,13 +1,17 @@
-"""The CUDA kernel for few taps: rows of a strip stream through registers, once.
+"""The CUDA kernel for few terms and taps: rows of a strip stream through registers, once.
 
 ``out[o] = sum_r sum_kx rows[r, kx] * (sum_ky columns[r, ky] * image[y(o, ky), x(o, kx)])``
 
 A block owns a strip of columns and walks down its rows, ``steps`` rows at a time::
 
-    image rows          registers of a thread       shared memory           result
-    .---------------.   partial column sums         one row of sums
-    | 4 per thread  |-> s0  s1  s2 ... s(kh-2)  ->  [halo|  strip |halo] -> 4 per thread
-    '---------------'   each row adds to them all   (two buffers)           (row pass)
+    image rows       staged          registers of a thread        column sums          result
+    .------------.   .----------.    partial sums of a column     .---------------.
+    | 16 bytes a |-> | steps    | -> s0  s1  s2 ... s(kh-2)    -> | halo | strip  | -> 4 a thread
+    | thread     |   | rows     |    each row adds to them all    | (two buffers) |    (row pass)
+    '------------'   '----------'                                 '---------------'
+
+One barrier a step: behind it, a thread takes the rows that were staged before it and finishes the
+results of the rows that the step before summed, while the next rows are on their way.
 
 The partial sums are a transposed filter (Oppenheim and Schafer, Discrete-Time Signal Processing,
 section 6.3): a row of the image completes the oldest sum and each other one moves up a place while
@@ -162,7 +166,6 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     raw_in, raw_out = raw_type(storage), raw_type(output)
     in_size, out_size = raw_in.bitwidth // 8, raw_out.bitwidth // 8
     widened, narrowed = widen(storage, compute), narrow(compute, output)
-    step = multiply_add(compute)
     # Shared memory, in elements: what was loaded, column sums, then places of columns and of rows.
     pitch = shape.pitch
     stage_size = steps * pitch
@@ -312,28 +315,25 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                         taken[r * columns + v] = part[v]
                 column_sums(state, taken, column_taps, sums, summed)
             if s > warm and writes:
-                    before = i64(
-                        sums_at
-                        + i32(1 - odd) * sums_size
-                        + group * (rank * pitch)
-                        + vector * unit
-                    )
-                    for p in range(passes):
+                before = i64(
+                    sums_at + i32(1 - odd) * sums_size + group * (rank * pitch) + vector * unit
+                )
+                for p in range(passes):
+                    unroll()
+                    row = i32((s - warm - 1) * steps + p * per_pass)
+                    for j in range(vector):
                         unroll()
-                        row = i32((s - warm - 1) * steps + p * per_pass)
-                        for j in range(vector):
-                            unroll()
-                            results[j] = nothing
-                        near = before + p * (per_pass * rank * pitch)
-                        row_sums(results, window, row_taps, sums, near)
-                        if i32(row + group) < rows:
-                            place_out = step_to(target, row, out_step)
-                            if whole:
-                                store_results(place_out, 0, packed_results(results, 0))
-                            else:
-                                for j in range(vector):
-                                    unroll()
-                                    if j < left_out:
-                                        store_one(place_out, j * out_size, (narrowed(results[j]),))
+                        results[j] = nothing
+                    near = before + p * (per_pass * rank * pitch)
+                    row_sums(results, window, row_taps, sums, near)
+                    if i32(row + group) < rows:
+                        place_out = step_to(target, row, out_step)
+                        if whole:
+                            store_results(place_out, 0, packed_results(results, 0))
+                        else:
+                            for j in range(vector):
+                                unroll()
+                                if j < left_out:
+                                    store_one(place_out, j * out_size, (narrowed(results[j]),))
 
     return kernel

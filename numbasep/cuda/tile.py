@@ -13,10 +13,10 @@ A block loads its outputs' whole support once; then each term takes two passes o
                                               '--------'
 
 A thread sums a run of ``run`` results along the taps: ``run + 15`` values feed ``16 * run``
-multiply-adds, then 8, 4, 2 and 1 taps at once do the rest. Taps and rank are known at run time only, so that one compiled kernel serves them
-all. In the column pass the lanes of a warp stand side by side, in the row pass one above the other
-on rows of an odd pitch: both without bank conflicts. The results leave through shared memory, so
-that a warp writes neighbours.
+multiply-adds, then 8, 4, 2 and 1 taps at once do the rest. Taps and rank are known at run time
+only, so that one compiled kernel serves them all. In the column pass the lanes of a warp stand side
+by side, in the row pass one above the other on rows of an odd pitch: both without bank conflicts.
+The results leave through shared memory, so that a warp writes neighbours.
 
 Order of additions, whatever the tile: as in ``general``.
 """
@@ -30,14 +30,25 @@ from typing import Any
 from numbasep import boundary as boundaries
 from numbasep.cuda.elements import loader, multiply_add, numba_type, raw_type, storer, widen, zero
 from numbasep.cuda.launch import VERSION, Kernel, cuda, device_function, types
-from numbasep.cuda.primitives import advance, i32, i64, load_bytes, load_vector, step_to, store_vector, u32, unroll
+from numbasep.cuda.primitives import (
+    advance,
+    i32,
+    i64,
+    load_bytes,
+    load_vector,
+    step_to,
+    store_vector,
+    u32,
+    unroll,
+)
 from numbasep.plan.cuda_tiles import BATCH, TileShape
 
 map_index = device_function(boundaries.map_index)
 
+
 @lru_cache(maxsize=64)
 def tile_kernel(shape: TileShape, storage: str, compute: str, output: str) -> Kernel:
-    """Return the kernel of a shape and three real dtypes."""
+    """Return the kernel of a shape and three real dtypes, for ranks above 0."""
     pointers = [types.CPointer(raw_type(name)) for name in ("uint8", output, compute, compute)]
     return Kernel(
         _tile(shape, storage, compute, output),
@@ -231,15 +242,11 @@ def _tile(shape: TileShape, storage: str, compute: str, output: str) -> Callable
                 for k in range(t, taps_y, threads):
                     memory[following + k] = load_tap(columns, (term + 1) * taps_y + k)
                 for k in range(t, taps_x, threads):
-                    memory[following + taps_size // 2 + k] = load_tap(
-                        rows, (term + 1) * taps_x + k
-                    )
+                    memory[following + taps_size // 2 + k] = load_tap(rows, (term + 1) * taps_x + k)
             cuda.syncthreads()
             if owns:
                 tap_buffer = i32(tap_buffer + taps_size // 2)
-                accumulate(
-                    totals, window, memory, sums_at + own, spacing, i64(tap_buffer), taps_x
-                )
+                accumulate(totals, window, memory, sums_at + own, spacing, i64(tap_buffer), taps_x)
             cuda.syncthreads()
         if owns:
             for j in range(run):

@@ -36,7 +36,8 @@ def planned(planes: int, variant: str) -> tuple[SpatialPlan, CudaTile]:
         "tile": tile(plan, tile_shape(plan, 9, 2, 8), 2),
     }
     found = tiles[variant]
-    assert found is not None and found.variant == variant
+    assert found is not None
+    assert found.variant == variant
     return plan, found
 
 
@@ -91,14 +92,13 @@ class Sparse:
 
     def __init__(self, values: Array, strides: tuple[int, ...]) -> None:
         size = sum((n - 1) * step for n, step in zip(values.shape, strides, strict=True)) + 1
-        start = 0
         if launch.SIMULATOR:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self.memory: Any = np.frombuffer(mmap.mmap(-1, size, flags), np.uint8)
         else:
             self.memory = launch.empty((size,), np.uint8)
         self.rows = {
-            index: start + sum(i * step for i, step in zip(index, strides, strict=False))
+            index: sum(i * step for i, step in zip(index, strides, strict=False))
             for index in np.ndindex(values.shape[:2])
         }
         self.shape, self.strides = values.shape, strides
@@ -112,17 +112,16 @@ class Sparse:
     @property
     def array(self) -> Any:
         """Rows from the last to the first."""
-        planes, height, width, channels = self.shape
-        plane, row, pixel, channel = self.strides
-        start = (height - 1) * row
+        plane, row, *dense = self.strides
+        start = (self.shape[1] - 1) * row
         if launch.SIMULATOR:
             view = self.memory[start:]
-            return as_strided(view, self.shape, (plane, -row, pixel, channel))
+            return as_strided(view, self.shape, (plane, -row, *dense))
         address = self.memory.__cuda_array_interface__["data"][0]
         self.__cuda_array_interface__ = {
             "data": (address + start, False),
             "shape": self.shape,
-            "strides": (plane, -row, pixel, channel),
+            "strides": (plane, -row, *dense),
             "typestr": "|u1",
             "version": 3,
         }

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from numbasep.cuda import launch
 from numbasep.cuda.separable import run_direct, run_separable
-from numbasep.plan.cuda_tiles import SIZES, CudaTile, choose, general, stream, stream_shape, tile, tile_shape
+from numbasep.plan.cuda_tiles import (
+    SIZES,
+    CudaTile,
+    general,
+    stream,
+    stream_shape,
+    tile,
+    tile_shape,
+)
 from numbasep.plan.geometry import SpatialPlan
 from tests.by_hand import axes, correlate
 from tests.conftest import examples
