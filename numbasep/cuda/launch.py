@@ -37,6 +37,7 @@ __all__ = [
     "device_function",
     "empty",
     "intrinsic",
+    "most_shared",
     "signature",
     "to_device",
     "to_host",
@@ -346,6 +347,13 @@ class _Uploads:
 
 
 upload = _Uploads(64).get
+
+
+def most_shared() -> int:
+    """Return the bytes of shared memory that the device grants a block."""
+    if SIMULATOR:
+        return 227 * 1024
+    return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 
 
 def available() -> tuple[bool, str]:

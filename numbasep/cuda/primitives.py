@@ -64,7 +64,7 @@ if SIMULATOR:
 
     def step_to(pointer: Any, index: int, step: int) -> Any:
         """Return a byte pointer moved by ``index * step``, two 32-bit integers."""
-        return pointer.advanced(index * step)
+        return pointer.advanced(int(index) * int(step))
 
     def load_bytes(count: int, dtype: Any) -> Callable[..., Any]:
         """Return ``load(byte pointer, byte offset) -> count elements``: see the device's."""
