@@ -1,0 +1,88 @@
+"""The launcher of the CUDA depthwise kernels: one launch from a plan, arrays and weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbasep.cuda import launch
+from numbasep.cuda.depthwise_tile import tile_kernel
+from numbasep.cuda.elements import raw_type
+from numbasep.plan import cuda_depthwise as tiles
+from numbasep.plan.channelwise import DepthwisePlan
+
+Array = NDArray[Any]
+
+
+def run_depthwise(
+    plan: DepthwisePlan,
+    image: Any,
+    weight: Any,
+    bias: Array,
+    out: Any,
+    stream: Any = None,
+    tile: tiles.Tile | None = None,
+) -> None:
+    """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``.
+
+    stream: of numba.cuda, cuda.core, CuPy or torch, or a handle; the default stream without.
+    tile: what a block computes, in place of ``choose(plan)``. Results do not depend on it.
+    """
+    source, target = launch.view(image), launch.view(out)
+    tile = tiles.tile(plan) if tile is None else tile
+    _tile(plan, source, target, weight, bias, stream, tile)
+
+
+def _steps(plan: DepthwisePlan, channels: int, height: int, width: int) -> tuple[int, ...]:
+    """Return elements between images, channels, rows and columns."""
+    if plan.layout == "NCHW":
+        return channels * height * width, height * width, width, 1
+    return channels * height * width, 1, width * channels, channels
+
+
+def _upload(plan: DepthwisePlan, array: Array, stream: Any) -> Any:
+    return launch.view(launch.upload(array, stream)).pointer(raw_type(plan.compute))
+
+
+def _tile(
+    plan: DepthwisePlan,
+    source: launch.View,
+    target: launch.View,
+    weight: Any,
+    bias: Array,
+    stream: Any,
+    tile: tiles.Tile,
+) -> None:
+    x, y = plan.x, plan.y
+    columns, rows = weight if plan.rank else (bias, weight)
+    tiles_y, tiles_x = -(-y.out // tile.height), -(-x.out // tile.width)
+    tiles_c = -(-plan.channels // tile.channels)
+    tile_kernel(
+        plan.layout, plan.rank > 0, tile.slides, tile.rows, plan.boundary, plan.storage,
+        plan.compute, plan.output, plan.activation,
+    ).launch(
+        plan.batch * tiles_y * tiles_x * tiles_c,
+        tile.threads,
+        tile.shared,
+        stream,
+        (
+            source.pointer(raw_type(plan.storage)),
+            target.pointer(raw_type(plan.output)),
+            *(_upload(plan, one, stream) for one in (columns, rows, bias)),
+            *map(np.int64, _steps(plan, plan.channels, y.size, x.size)),
+            *map(np.int64, _steps(plan, plan.filters, y.out, x.out)),
+            *map(
+                np.int32,
+                (
+                    tiles_y, tiles_x, tiles_c,
+                    y.size, x.size, y.out, x.out, plan.channels, plan.multiplier,
+                    y.stride, y.dilation, y.origin, x.stride, x.dilation, x.origin,
+                    y.taps, x.taps, plan.rank or y.taps,
+                    tile.width, tile.height, tile.channels, tile.terms, tile.taps,
+                    tile.pitch, tile.plane, tile.tap_pitch, tile.lanes,
+                ),
+            ),
+        ),
+    )  # fmt: skip
