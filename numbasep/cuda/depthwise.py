@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.cuda import launch
+from numbasep.cuda.depthwise_rows import rows_kernel
 from numbasep.cuda.depthwise_tile import tile_kernel
 from numbasep.cuda.elements import raw_type
 from numbasep.plan import cuda_depthwise as tiles
-from numbasep.plan.channelwise import DepthwisePlan
+from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
 
 Array = NDArray[Any]
 
@@ -23,7 +24,7 @@ def run_depthwise(
     bias: Array,
     out: Any,
     stream: Any = None,
-    tile: tiles.Tile | None = None,
+    tile: tiles.Tile | tiles.Rows | None = None,
 ) -> None:
     """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``.
 
@@ -31,8 +32,17 @@ def run_depthwise(
     tile: what a block computes, in place of ``choose(plan)``. Results do not depend on it.
     """
     source, target = launch.view(image), launch.view(out)
-    tile = tiles.tile(plan) if tile is None else tile
-    _tile(plan, source, target, weight, bias, stream, tile)
+    if tile is None:
+        tile = tiles.choose(plan, (_alignment(source), _alignment(target)))
+    if isinstance(tile, tiles.Rows):
+        _rows(plan, source, target, weight, bias, stream, tile)
+    else:
+        _tile(plan, source, target, weight, bias, stream, tile)
+
+
+def _alignment(view: launch.View) -> int:
+    """Return the bytes, at most 16, to which an array is aligned."""
+    return view.address & -view.address & 15 or 16
 
 
 def _steps(plan: DepthwisePlan, channels: int, height: int, width: int) -> tuple[int, ...]:
@@ -44,6 +54,46 @@ def _steps(plan: DepthwisePlan, channels: int, height: int, width: int) -> tuple
 
 def _upload(plan: DepthwisePlan, array: Array, stream: Any) -> Any:
     return launch.view(launch.upload(array, stream)).pointer(raw_type(plan.compute))
+
+
+def _rows(
+    plan: DepthwisePlan,
+    source: launch.View,
+    target: launch.View,
+    weight: Array,
+    bias: Array,
+    stream: Any,
+    tile: tiles.Rows,
+) -> None:
+    x, y, shape = plan.x, plan.y, tile.shape
+    size, narrow = ITEMSIZE[plan.storage], ITEMSIZE[plan.output]
+    across = -(-x.out // shape.vector)
+    phase = tiles.strips_of(plan, tile.height)
+    strips = phase * y.dilation
+    units = plan.batch * plan.filters * strips * across
+    rows_kernel(
+        shape, plan.boundary, plan.storage, plan.compute, plan.output, plan.activation
+    ).launch(
+        -(-units // tile.threads),
+        tile.threads,
+        tiles.shared_bytes(plan, shape, tile.height, tile.threads),
+        stream,
+        (
+            source.pointer("uint8"),
+            target.pointer("uint8"),
+            *(_upload(plan, one, stream) for one in (weight, bias)),
+            np.int64(y.size * x.size * size),
+            np.int64(y.out * x.out * narrow),
+            *map(
+                np.int32,
+                (
+                    x.size * size, x.out * narrow, units, across, strips, phase, tile.height,
+                    y.size, x.size, y.out, x.out, plan.filters, plan.multiplier, plan.channels,
+                    y.origin, tile.start, y.dilation,
+                ),
+            ),
+        ),
+    )  # fmt: skip
 
 
 def _tile(

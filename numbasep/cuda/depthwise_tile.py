@@ -54,6 +54,8 @@ def tile_kernel(
         _tile(layout, low_rank, slides, rows, boundary, storage, compute, output, activation),
         [*pointers, *[types.int64] * 8, *[types.int32] * 27],
         TILE_THREADS,
+        # Room for what else ptxas would spill for the sake of more blocks.
+        None if rows > 1 else 4 if compute == "float64" else 5,
     )
 
 

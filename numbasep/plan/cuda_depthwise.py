@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
 
 # Outputs of a thread side by side in the tile kernel.
 VECTOR = 4
+
+# Threads that fill a device: 132 multiprocessors of an H200, half of what each takes.
+BUSY = 132 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,74 @@ class Tile:
     @property
     def tap_pitch(self) -> int:
         return whole(self.taps, VECTOR)
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """What a rows kernel is compiled for; everything else is given at run time.
+
+    shift: columns from the first of a thread's own to the one under its first tap.
+    vector: outputs of one thread, side by side.
+    load, store: elements of one access.
+    shared_taps: whether taps stay in shared memory, else in registers.
+    threads, blocks: the most threads of a block, and blocks to fit on a multiprocessor.
+    """
+
+    taps_y: int
+    taps_x: int
+    stride_y: int
+    stride_x: int
+    dilation_x: int
+    shift: int
+    vector: int
+    load: int
+    store: int
+    shared_taps: bool
+    threads: int
+    blocks: int | None
+
+    @property
+    def own(self) -> int:
+        """Image columns of one thread."""
+        return self.vector * self.stride_x
+
+    @property
+    def left(self) -> int:
+        """Columns of the lane before that a thread needs too."""
+        return max(0, -self.shift)
+
+    @property
+    def right(self) -> int:
+        """Columns of the lane behind that a thread needs too."""
+        last = (self.vector - 1) * self.stride_x + (self.taps_x - 1) * self.dilation_x
+        return max(0, self.shift + last + 1 - self.own)
+
+    @property
+    def pending(self) -> int:
+        """Rows of outputs that wait for image rows below."""
+        return -(-self.taps_y // self.stride_y) - 1
+
+    @property
+    def tap_pitch(self) -> int:
+        return whole(self.taps_x, VECTOR)
+
+    @property
+    def filter_pitch(self) -> int:
+        """Elements between filters in shared memory: an odd number of vectors."""
+        return (self.taps_y * self.tap_pitch // VECTOR | 1) * VECTOR
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A block of the rows kernel: ``height`` rows of outputs of each thread, ``threads`` of them.
+
+    start: the image column of the first thread's first own one.
+    """
+
+    shape: RowShape
+    height: int
+    threads: int
+    start: int
 
 
 def whole(size: int, step: int) -> int:
@@ -126,3 +198,90 @@ def _sizes(
         # Neighbouring channels in different banks: an odd number of vectors apart.
         plane = (whole(plane, VECTOR) // VECTOR | 1) * VECTOR
     return staged, pitch, plane, channels * (plane + terms * whole(taps, VECTOR))
+
+
+def width_of(size: int, itemsize: int, alignment: int, most: int) -> int:
+    """Return how many elements one access takes where rows of ``size`` follow each other.
+
+    A power of two up to ``most``, of at most 16 bytes, aligned in every row.
+    """
+    result = 1
+    while (
+        2 * result <= most
+        and 2 * result * itemsize <= 16
+        and size % (2 * result) == 0
+        and alignment % (2 * result * itemsize) == 0
+    ):
+        result *= 2
+    return result
+
+
+def rows(
+    plan: DepthwisePlan,
+    alignment: tuple[int, int] = (16, 16),
+    height: int = 0,
+    threads: int = 256,
+    vector: int = 0,
+) -> Rows | None:
+    """Return a tile of the rows kernel; None where that kernel does not take the plan.
+
+    alignment: bytes to which image and out are aligned.
+    height, vector: as in ``Rows`` and ``RowShape``; chosen where 0.
+    """
+    x, y = plan.x, plan.y
+    size, narrow = ITEMSIZE[plan.storage], ITEMSIZE[plan.output]
+    taps = y.taps * x.taps
+    if plan.layout != "NCHW" or plan.rank or max(y.taps, x.taps) > 7:
+        return None
+    if max(y.stride, x.stride) > 3 or (y.stride > 1 and y.dilation > 1):
+        return None
+    if not vector:
+        vector = 2 if size == 8 else 8 if size == 2 and taps <= 9 and x.stride == 1 else 4
+        if x.out <= VECTOR:
+            vector = min(vector, VECTOR)
+    load = width_of(x.size, size, alignment[0], vector)
+    store = width_of(x.out, narrow, alignment[1], vector)
+    # The thread's own columns start where an access may, nearest to its first tap.
+    start = -(-x.origin // load) * load
+    if start - x.origin > (x.taps - 1) * x.dilation:
+        start -= load
+    many = taps > 9 or plan.compute == "float64"
+    shape = RowShape(
+        y.taps, x.taps, y.stride, x.stride, x.dilation, x.origin - start, vector, load, store,
+        many, threads, None,
+    )  # fmt: skip
+    if max(shape.left, shape.right) > shape.own:
+        return None
+    across = -(-x.out // vector)
+    if not height:
+        # As few rows twice as keep the device's threads busy.
+        height = min(64, -(-y.out // y.dilation))
+        planes = plan.batch * plan.filters * y.dilation
+        while height > 16 and planes * across * -(-y.out // (y.dilation * height)) < BUSY:
+            height = -(-height // 2)
+        strips = -(-y.out // (y.dilation * height))
+        height = -(-y.out // (y.dilation * strips))
+    while threads > 32 and shared_bytes(plan, shape, height, threads) > 46 * 1024:
+        threads //= 2
+    return Rows(shape, height, threads, start)
+
+
+def strips_of(plan: DepthwisePlan, height: int) -> int:
+    """Return the strips below each other in one phase of dilated rows."""
+    phase = -(-plan.y.out // plan.y.dilation)
+    return -(-phase // height)
+
+
+def shared_bytes(plan: DepthwisePlan, shape: RowShape, height: int, threads: int) -> int:
+    """Return the bytes of taps of all filters that a block can meet."""
+    if not shape.shared_taps:
+        return 0
+    each = -(-plan.x.out // shape.vector) * strips_of(plan, height) * plan.y.dilation
+    filters = (threads - 2) // each + 2
+    return filters * shape.filter_pitch * ITEMSIZE[plan.compute]
+
+
+@lru_cache(maxsize=1024)
+def choose(plan: DepthwisePlan, alignment: tuple[int, int]) -> Tile | Rows:
+    """Return the tile of a plan, for arrays aligned to so many bytes (image, out)."""
+    return rows(plan, alignment) or tile(plan)

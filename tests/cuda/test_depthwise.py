@@ -76,8 +76,10 @@ class Case:
 
 
 @st.composite
-def cases(draw: Callable[..., Any], *, low_rank: bool = False, most: int = 5) -> Case:
-    layout = draw(st.sampled_from(planner.LAYOUTS))
+def cases(
+    draw: Callable[..., Any], *, low_rank: bool = False, most: int = 5, layout: str = ""
+) -> Case:
+    layout = layout or draw(st.sampled_from(planner.LAYOUTS))
     dtype = draw(st.sampled_from(("float32", "float32", "float16", "float64", "int8")))
     taps = draw(st.integers(1, most)), draw(st.integers(1, most))
     dilation = draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 2), (3, 1))))
@@ -85,7 +87,7 @@ def cases(draw: Callable[..., Any], *, low_rank: bool = False, most: int = 5) ->
     mode = draw(st.sampled_from(tuple(PAD)))
     sides = tuple(draw(st.integers(0, 3)) for _ in range(4))
     size = [
-        draw(st.integers(max(1, (k - 1) * d + 1 - a - b), 13))
+        draw(st.integers(max(1, (k - 1) * d + 1 - a - b), max(13, (k - 1) * d + 1)))
         for k, d, a, b in zip(taps, dilation, sides[::2], sides[1::2], strict=True)
     ]
     channels, multiplier = draw(st.integers(1, 5)), draw(st.sampled_from((1, 1, 2)))
@@ -132,3 +134,17 @@ def test_tiles_are_exact(case: Case, limits: dict[str, int]) -> None:
 @given(case=cases(low_rank=True), limits=blocks())
 def test_low_rank_is_exact(case: Case, limits: dict[str, int]) -> None:
     assert np.array_equal(case.run(tiles.tile(case.plan, **limits)), case.reference())
+
+
+@settings(max_examples=examples("cuda"))
+@given(
+    case=cases(layout="NCHW", most=7),
+    height=st.integers(1, 5),
+    threads=st.sampled_from((32, 64)),
+    vector=st.sampled_from((2, 4, 8)),
+)
+def test_rows_are_exact(case: Case, height: int, threads: int, vector: int) -> None:
+    tile = tiles.rows(case.plan, height=height, threads=threads, vector=vector)
+    if tile is None:
+        tile = tiles.choose(case.plan, (16, 16))
+    assert np.array_equal(case.run(tile), case.reference())
