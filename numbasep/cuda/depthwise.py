@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.cuda import launch
+from numbasep.cuda.depthwise_pixels import pixels_kernel
 from numbasep.cuda.depthwise_rows import rows_kernel
 from numbasep.cuda.depthwise_tile import tile_kernel
 from numbasep.cuda.elements import raw_type
@@ -24,7 +25,7 @@ def run_depthwise(
     bias: Array,
     out: Any,
     stream: Any = None,
-    tile: tiles.Tile | tiles.Rows | None = None,
+    tile: tiles.Tile | tiles.Rows | tiles.Pixels | None = None,
 ) -> None:
     """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``.
 
@@ -36,6 +37,8 @@ def run_depthwise(
         tile = tiles.choose(plan, (_alignment(source), _alignment(target)))
     if isinstance(tile, tiles.Rows):
         _rows(plan, source, target, weight, bias, stream, tile)
+    elif isinstance(tile, tiles.Pixels):
+        _pixels(plan, source, target, weight, bias, stream, tile)
     else:
         _tile(plan, source, target, weight, bias, stream, tile)
 
@@ -90,6 +93,50 @@ def _rows(
                     x.size * size, x.out * narrow, units, across, strips, phase, tile.height,
                     y.size, x.size, y.out, x.out, plan.filters, plan.multiplier, plan.channels,
                     y.origin, tile.start, y.dilation,
+                ),
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _pixels(
+    plan: DepthwisePlan,
+    source: launch.View,
+    target: launch.View,
+    weight: Array,
+    bias: Array,
+    stream: Any,
+    tile: tiles.Pixels,
+) -> None:
+    x, y, shape = plan.x, plan.y, tile.shape
+    size, narrow = ITEMSIZE[plan.storage], ITEMSIZE[plan.output]
+    across = -(-x.out // shape.pixels)
+    phase = tiles.strips_of(plan, tile.height)
+    strips = phase * y.dilation
+    units = plan.batch * strips * across
+    chunks = -(-plan.channels // (tile.lanes * shape.vector))
+    filters_last = np.ascontiguousarray(np.moveaxis(weight, 0, -1))
+    taps = (y.taps * x.taps + 1) * tile.lanes * shape.vector
+    pixels_kernel(
+        shape, plan.boundary, plan.storage, plan.compute, plan.output, plan.activation
+    ).launch(
+        chunks * -(-units // (shape.threads // tile.lanes)),
+        shape.threads,
+        taps * ITEMSIZE[plan.compute],
+        stream,
+        (
+            source.pointer("uint8"),
+            target.pointer("uint8"),
+            *(_upload(plan, one, stream) for one in (filters_last, bias)),
+            np.int64(y.size * x.size * plan.channels * size),
+            np.int64(x.size * plan.channels * size),
+            np.int64(y.out * x.out * plan.channels * narrow),
+            np.int64(x.out * plan.channels * narrow),
+            *map(
+                np.int32,
+                (
+                    units, across, strips, phase, chunks, tile.lanes, tile.height,
+                    y.size, x.size, y.out, x.out, plan.channels, y.origin, x.origin, y.dilation,
                 ),
             ),
         ),

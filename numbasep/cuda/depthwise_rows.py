@@ -64,7 +64,7 @@ def rows_kernel(
     )
 
 
-def _pack(count: int) -> Any:
+def pack(count: int) -> Any:
     """Return ``pack(array, at) -> tuple`` of ``count`` elements."""
     return device_function(
         {
@@ -86,7 +86,7 @@ def _rows(
     first_tap, dilation_x = shape.shift + left, shape.dilation_x
     pending, held = shape.pending, shape.own * shape.stride_y
     sides = left + right
-    states, edges = max(1, pending * vector), max(1, sides * stride_y)
+    states, edges = (pending + 2) * vector, max(1, sides * stride_y)
     place_count, window_size = max(1, sides), left + own + right
     loads, stores = own // shape.load, vector // shape.store
     per_load, per_store = shape.load, shape.store
@@ -101,9 +101,54 @@ def _rows(
     step, load_tap = multiply_add(compute), loader(compute, compute)
     load_taps = load_vector(VECTOR, element)
     load_own, load_one = load_bytes(per_load, raw_in), load_bytes(1, raw_in)
-    store_results, packed = store_bytes(per_store, raw_out), _pack(per_store)
+    store_results, packed = store_bytes(per_store, raw_out), pack(per_store)
     maps = boundary != boundaries.FILL
     map_index = device_function(lambda i, n: map_any(i, n, boundary))
+
+    def fetch(
+        raw: Any, edge: Any, place: Any, plane_start: Any, line: Any, y: int, bottom: int, x: int,
+        in_height: int, in_width: int, image_row: int, at_edge: bool, j: int,
+    ) -> None:  # fmt: skip
+        """Load a thread's columns of image row y, and those beside them at the ends of a warp."""
+        for k in range(own):
+            unroll()
+            raw[j * own + k] = raw_zero
+        for k in range(sides):
+            unroll()
+            edge[j * sides + k] = raw_zero
+        # Beyond ``bottom`` nothing needs a row.
+        mapped = i32(map_index(y, in_height if maps else bottom))
+        if maps:
+            mapped = mapped if y < bottom else i32(-1)
+            plane_line = step_to(plane_start, mapped, image_row)
+            line = advance(plane_line, i64(x) * in_size)
+        for q in range(loads):
+            unroll()
+            at = i32(x + q * per_load)
+            if mapped >= 0 and at >= 0 and at < in_width:
+                part = load_own(line, q * per_load * in_size)
+                for k in range(per_load):
+                    unroll()
+                    raw[j * own + q * per_load + k] = part[k]
+            elif maps and mapped >= 0:
+                for k in range(per_load):
+                    unroll()
+                    at = i32(map_index(i32(x + (q * per_load + k)), in_width))
+                    single = load_one(step_to(plane_line, at, in_size), 0)
+                    raw[j * own + q * per_load + k] = single[0]
+        if sides > 0 and at_edge and mapped >= 0:
+            for k in range(sides):
+                unroll()
+                if place[k] >= 0:
+                    if maps:
+                        single = load_one(step_to(plane_line, place[k], in_size), 0)
+                    else:
+                        single = load_one(
+                            line, (k - left if k < left else own + k - left) * in_size
+                        )
+                    edge[j * sides + k] = single[0]
+
+    fetch = device_function(fetch)
     version = VERSION
 
     def kernel(
@@ -171,15 +216,20 @@ def _rows(
         first_row = i32(strip * height)
         rows = i32(i32(out_height - phase + dilation_y - 1) // dilation_y - first_row)
         rows = i32(min(height, rows)) if alive else i32(0)
-        needed = i32((rows - 1) * stride_y + taps_y) if rows > 0 else i32(0)
         y = i32((phase + first_row * dilation_y) * stride_y + origin_y)
+        bottom = i32(y + ((rows - 1) * stride_y + taps_y) * dilation_y) if rows > 0 else y
+        if not maps:
+            bottom = i32(min(bottom, in_height))
         x = i32(column * i32(vector * stride_x) + start_x)
         plane_start = advance(image, (i64(n) * channels + channel) * image_plane)
-        start = advance(plane_start, i64(x) * in_size)
+        line = advance(plane_start, i64(x) * in_size + i64(y) * i64(image_row))
+        line_step = i64(image_row) * dilation_y
+        out_step = i64(out_row) * dilation_y
         target = advance(
             out,
             i64(plane) * out_plane
-            + i64(phase + first_row * dilation_y) * i64(out_row)
+            + (i64(phase) - i64(pending) * dilation_y) * i64(out_row)
+            + i64(first_row) * out_step
             + i64(column) * (vector * out_size),
         )
         out_x = i32(column * vector)
@@ -200,7 +250,7 @@ def _rows(
                 place[left + i] = i32(map_index(i32(x + own + i), in_width))
 
         state = cuda.local.array(states, element)
-        done = cuda.local.array(vector, element)
+        total = cuda.local.array(vector, element)
         window = cuda.local.array(window_size, element)
         raw = cuda.local.array(held, raw_in)
         edge = cuda.local.array(edges, raw_in)
@@ -208,118 +258,95 @@ def _rows(
         for k in range(states):
             unroll()
             state[k] = nothing
-        for k in range(held):
+        at_edge = left_end or right_end
+        for j in range(stride_y):
             unroll()
-            raw[k] = raw_zero
-        for k in range(edges):
-            unroll()
-            edge[k] = raw_zero
-        row = i32(-stride_y)
-        steps = i32(height + pending)
-        s = i32(-1)
-        while s < steps:
+            fetch(
+                raw,
+                edge,
+                place,
+                plane_start,
+                line,
+                y,
+                bottom,
+                x,
+                in_height,
+                in_width,
+                image_row,
+                at_edge,
+                j,
+            )
+            y = i32(y + dilation_y)
+            line = advance(line, line_step)
+        row = i32(-pending)
+        while row < height:
             if shared_taps:
                 # So that taps stay in shared memory and do not fill the registers.
                 cuda.syncwarp()
-            if s >= 0:
-                for j in range(stride_y):
-                    unroll()
-                    for k in range(own):
-                        unroll()
-                        window[left + k] = widened(raw[j * own + k])
-                    for k in range(left):
-                        unroll()
-                        beside = cuda.shfl_up_sync(ALL_LANES, window[own + k], 1)
-                        window[k] = widened(edge[j * sides + k]) if left_end else beside
-                    for k in range(right):
-                        unroll()
-                        beside = cuda.shfl_down_sync(ALL_LANES, window[left + k], 1)
-                        at = left + own + k
-                        window[at] = widened(edge[j * sides + left + k]) if right_end else beside
-                    for e in range(pending + 1):
-                        unroll()
-                        # Sums of the row of outputs that is d above the newest.
-                        d = pending - e
-                        ky = j + d * stride_y
-                        if ky < taps_y:
-                            base = ky * taps_x
-                            if shared_taps:
-                                base = 0
-                                for q in range(tap_loads):
-                                    unroll()
-                                    four = load_taps(
-                                        shared, i64(i32(tap_at + ky * tap_pitch + q * VECTOR))
-                                    )
-                                    for k in range(VECTOR):
-                                        unroll()
-                                        tap[q * VECTOR + k] = four[k]
-                            for kx in range(taps_x):
-                                unroll()
-                                for o in range(vector):
-                                    unroll()
-                                    value = window[first_tap + o * stride_x + kx * dilation_x]
-                                    one = tap[base + kx]
-                                    if kx == 0 and j == 0:
-                                        before = nothing
-                                        if d > 0:
-                                            before = state[(d - 1) * vector + o]
-                                        if d == pending:
-                                            done[o] = step(before, one, value)
-                                        else:
-                                            state[d * vector + o] = step(before, one, value)
-                                    elif d == pending:
-                                        done[o] = step(done[o], one, value)
-                                    else:
-                                        at = d * vector + o
-                                        state[at] = step(state[at], one, value)
-            row = i32(row + stride_y)
             for j in range(stride_y):
                 unroll()
                 for k in range(own):
                     unroll()
-                    raw[j * own + k] = raw_zero
-                for k in range(sides):
+                    window[left + k] = widened(raw[j * own + k])
+                for k in range(left):
                     unroll()
-                    edge[j * sides + k] = raw_zero
-                mapped = i32(-1)
-                if i32(row + j) < needed:
-                    mapped = i32(map_index(y, in_height))
-                y = i32(y + dilation_y)
-                if mapped >= 0:
-                    line = step_to(start, mapped, image_row)
-                    plane_line = step_to(plane_start, mapped, image_row)
-                    for q in range(loads):
-                        unroll()
-                        at = i32(x + q * per_load)
-                        if at >= 0 and at < in_width:
-                            part = load_own(line, q * per_load * in_size)
-                            for k in range(per_load):
+                    beside = cuda.shfl_up_sync(ALL_LANES, window[own + k], 1)
+                    window[k] = widened(edge[j * sides + k]) if left_end else beside
+                for k in range(right):
+                    unroll()
+                    beside = cuda.shfl_down_sync(ALL_LANES, window[left + k], 1)
+                    at = left + own + k
+                    window[at] = widened(edge[j * sides + left + k]) if right_end else beside
+                for e in range(pending + 1):
+                    unroll()
+                    # Sums of the row of outputs that is d above the newest, in place d + 1 after
+                    # the row's first multiply-add; in place 0 are zeros.
+                    d = pending - e
+                    ky = j + d * stride_y
+                    if ky < taps_y:
+                        base = ky * taps_x
+                        if shared_taps:
+                            base = 0
+                            for q in range(tap_loads):
                                 unroll()
-                                raw[j * own + q * per_load + k] = part[k]
-                        elif maps:
-                            for k in range(per_load):
-                                unroll()
-                                at = i32(map_index(i32(x + (q * per_load + k)), in_width))
-                                single = load_one(step_to(plane_line, at, in_size), 0)
-                                raw[j * own + q * per_load + k] = single[0]
-                    if sides > 0 and (left_end or right_end):
-                        for k in range(sides):
+                                four = load_taps(
+                                    shared, i64(i32(tap_at + ky * tap_pitch + q * VECTOR))
+                                )
+                                for k in range(VECTOR):
+                                    unroll()
+                                    tap[q * VECTOR + k] = four[k]
+                        before, after = (d + min(j, 1)) * vector, (d + 1) * vector
+                        for o in range(vector):
                             unroll()
-                            if place[k] >= 0:
-                                single = load_one(step_to(plane_line, place[k], in_size), 0)
-                                edge[j * sides + k] = single[0]
-            if s >= pending:
-                if i32(s - pending) < rows:
-                    for o in range(vector):
-                        unroll()
-                        results[o] = finish(done[o], added)
-                    for q in range(stores):
-                        unroll()
-                        if i32(out_x + q * per_store) < out_width:
-                            store_results(
-                                target, q * per_store * out_size, packed(results, q * per_store)
-                            )
-                target = advance(target, i64(out_row) * dilation_y)
-            s = i32(s + 1)
+                            total[o] = state[before + o]
+                        for kx in range(taps_x):
+                            unroll()
+                            for o in range(vector):
+                                unroll()
+                                value = window[first_tap + o * stride_x + kx * dilation_x]
+                                total[o] = step(total[o], tap[base + kx], value)
+                        for o in range(vector):
+                            unroll()
+                            state[after + o] = total[o]
+            for j in range(stride_y):
+                unroll()
+                fetch(
+                    raw, edge, place, plane_start, line, y, bottom, x, in_height, in_width,
+                    image_row, at_edge, j,
+                )  # fmt: skip
+                y = i32(y + dilation_y)
+                line = advance(line, line_step)
+            if row >= 0 and row < rows:
+                for o in range(vector):
+                    unroll()
+                    results[o] = finish(state[(pending + 1) * vector + o], added)
+                for q in range(stores):
+                    unroll()
+                    if q == 0 or i32(out_x + q * per_store) < out_width:
+                        store_results(
+                            target, q * per_store * out_size, packed(results, q * per_store)
+                        )
+            target = advance(target, out_step)
+            row = i32(row + 1)
 
     return kernel

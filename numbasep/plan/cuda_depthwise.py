@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
@@ -10,8 +10,9 @@ from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
 # Outputs of a thread side by side in the tile kernel.
 VECTOR = 4
 
-# Threads that fill a device: 132 multiprocessors of an H200, half of what each takes.
-BUSY = 132 * 1024
+# Threads that keep a multiprocessor busy, half of what it takes, and an H200's 132 of them.
+BUSY_THREADS = 1024
+BUSY = 132 * BUSY_THREADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,43 @@ class Rows:
     height: int
     threads: int
     start: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelShape:
+    """What a pixels kernel is compiled for; everything else is given at run time.
+
+    vector: channels of one thread.
+    pixels: outputs of one thread, side by side.
+    load, store: elements of one access.
+    threads, blocks: of a block, and blocks to fit on a multiprocessor.
+    """
+
+    taps_y: int
+    taps_x: int
+    stride_y: int
+    stride_x: int
+    dilation_x: int
+    vector: int
+    pixels: int
+    load: int
+    store: int
+    threads: int
+    blocks: int | None
+
+    @property
+    def pending(self) -> int:
+        """Rows of outputs that wait for image rows below."""
+        return -(-self.taps_y // self.stride_y) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A block of the pixels kernel: ``lanes`` vectors of channels, ``height`` rows of outputs."""
+
+    shape: PixelShape
+    height: int
+    lanes: int
 
 
 def whole(size: int, step: int) -> int:
@@ -245,13 +283,18 @@ def rows(
     start = -(-x.origin // load) * load
     if start - x.origin > (x.taps - 1) * x.dilation:
         start -= load
-    many = taps > 9 or plan.compute == "float64"
     shape = RowShape(
         y.taps, x.taps, y.stride, x.stride, x.dilation, x.origin - start, vector, load, store,
-        many, threads, None,
+        taps > 9 or plan.compute == "float64", threads, None,
     )  # fmt: skip
     if max(shape.left, shape.right) > shape.own:
         return None
+    # Registers, roughly: sums, a window, what is loaded ahead, taps, and places.
+    columns = shape.left + shape.own + shape.right
+    held = (shape.pending + 1) * vector + columns * (1 + y.stride)
+    held += shape.tap_pitch if shape.shared_taps else taps
+    held *= 2 if plan.compute == "float64" else 1
+    shape = replace(shape, blocks=BUSY_THREADS // threads if held <= 50 else 512 // threads)
     across = -(-x.out // vector)
     if not height:
         # As few rows twice as keep the device's threads busy.
@@ -281,7 +324,51 @@ def shared_bytes(plan: DepthwisePlan, shape: RowShape, height: int, threads: int
     return filters * shape.filter_pitch * ITEMSIZE[plan.compute]
 
 
+def pixels(
+    plan: DepthwisePlan,
+    alignment: tuple[int, int] = (16, 16),
+    height: int = 0,
+    lanes: int = 32,
+    threads: int = 256,
+    side: int = 2,
+) -> Pixels | None:
+    """Return a tile of the pixels kernel; None where that kernel does not take the plan.
+
+    alignment, height: as for ``rows``. lanes: the most in a block. side: outputs side by side.
+    """
+    x, y = plan.x, plan.y
+    size, narrow = ITEMSIZE[plan.storage], ITEMSIZE[plan.output]
+    if plan.layout != "NHWC" or plan.rank or plan.multiplier > 1 or max(y.taps, x.taps) > 7:
+        return None
+    if max(y.stride, x.stride) > 3 or (y.stride > 1 and y.dilation > 1):
+        return None
+    vector = 2 if size == 8 else 8 if size == 2 and plan.channels > VECTOR else VECTOR
+    load = width_of(plan.channels, size, alignment[0], vector)
+    store = width_of(plan.channels, narrow, alignment[1], vector)
+    if vector > VECTOR or y.taps > 3:
+        side = 1
+    held = (-(-y.taps // y.stride) + 1) * vector * side
+    held *= 2 if plan.compute == "float64" else 1
+    blocks = (BUSY_THREADS if held <= 32 else 512) // threads
+    shape = PixelShape(
+        y.taps, x.taps, y.stride, x.stride, x.dilation, vector, side, load, store, threads, blocks
+    )
+    groups = -(-plan.channels // vector)
+    lanes = -(-groups // -(-groups // min(lanes, threads)))
+    bytes_each = (y.taps * x.taps + 1) * vector * ITEMSIZE[plan.compute]
+    while lanes > 1 and lanes * bytes_each > 46 * 1024:
+        lanes = -(-lanes // 2)
+    if not height:
+        height = min(64, -(-y.out // y.dilation))
+        columns = plan.batch * -(-x.out // side) * groups * y.dilation
+        while height > 16 and columns * -(-y.out // (y.dilation * height)) < BUSY:
+            height = -(-height // 2)
+        strips = -(-y.out // (y.dilation * height))
+        height = -(-y.out // (y.dilation * strips))
+    return Pixels(shape, height, lanes)
+
+
 @lru_cache(maxsize=1024)
-def choose(plan: DepthwisePlan, alignment: tuple[int, int]) -> Tile | Rows:
+def choose(plan: DepthwisePlan, alignment: tuple[int, int]) -> Tile | Rows | Pixels:
     """Return the tile of a plan, for arrays aligned to so many bytes (image, out)."""
-    return rows(plan, alignment) or tile(plan)
+    return rows(plan, alignment) or pixels(plan, alignment) or tile(plan)

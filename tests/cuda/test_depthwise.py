@@ -148,3 +148,18 @@ def test_rows_are_exact(case: Case, height: int, threads: int, vector: int) -> N
     if tile is None:
         tile = tiles.choose(case.plan, (16, 16))
     assert np.array_equal(case.run(tile), case.reference())
+
+
+@settings(max_examples=examples("cuda"))
+@given(
+    case=cases(layout="NHWC", most=7),
+    height=st.integers(1, 5),
+    lanes=st.integers(1, 3),
+    threads=st.sampled_from((32, 64)),
+    side=st.sampled_from((1, 2)),
+)
+def test_pixels_are_exact(case: Case, height: int, lanes: int, threads: int, side: int) -> None:
+    tile = tiles.pixels(case.plan, height=height, lanes=lanes, threads=threads, side=side)
+    if tile is None:
+        tile = tiles.choose(case.plan, (16, 16))
+    assert np.array_equal(case.run(tile), case.reference())
