@@ -116,7 +116,7 @@ def _pixels(
     units = plan.batch * strips * across
     chunks = -(-plan.channels // (tile.lanes * shape.vector))
     filters_last = np.ascontiguousarray(np.moveaxis(weight, 0, -1))
-    taps = (y.taps * x.taps + 1) * tile.lanes * shape.vector
+    taps = (y.taps * x.taps + 1) * shape.lanes * shape.vector
     pixels_kernel(
         shape, plan.boundary, plan.storage, plan.compute, plan.output, plan.activation
     ).launch(
@@ -129,13 +129,13 @@ def _pixels(
             target.pointer("uint8"),
             *(_upload(plan, one, stream) for one in (filters_last, bias)),
             np.int64(y.size * x.size * plan.channels * size),
-            np.int64(x.size * plan.channels * size),
             np.int64(y.out * x.out * plan.channels * narrow),
-            np.int64(x.out * plan.channels * narrow),
             *map(
                 np.int32,
                 (
-                    units, across, strips, phase, chunks, tile.lanes, tile.height,
+                    x.size * plan.channels * size, x.out * plan.channels * narrow,
+                    plan.channels * size, units, across, strips, phase, chunks, tile.lanes,
+                    tile.height,
                     y.size, x.size, y.out, x.out, plan.channels, y.origin, x.origin, y.dilation,
                 ),
             ),

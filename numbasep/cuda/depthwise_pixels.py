@@ -30,6 +30,7 @@ from numbasep.cuda.primitives import (
     i64,
     load_bytes,
     load_vector,
+    step_to,
     store_bytes,
     u32,
     unroll,
@@ -50,8 +51,8 @@ def pixels_kernel(
             types.CPointer(types.uint8),
             types.CPointer(types.uint8),
             *[types.CPointer(raw_type(compute))] * 2,
-            *[types.int64] * 4,
-            *[types.int32] * 15,
+            *[types.int64] * 2,
+            *[types.int32] * 18,
         ],
         shape.threads,
         shape.blocks,
@@ -72,6 +73,7 @@ def _pixels(
     back = stride_x // gcd(stride_x, dilation_x)
     ahead = dilation_x // gcd(stride_x, dilation_x)
     span = (pixels - 1) * stride_x + (taps_x - 1) * dilation_x + 1
+    width = shape.lanes * vector
     window_size, row_size = span * vector, pixels * vector
     states = (pending + 2) * row_size
     loads, per_load = vector // shape.load, shape.load
@@ -85,6 +87,7 @@ def _pixels(
     load_some = load_bytes(per_load, raw_in)
     store_results, packed = store_bytes(per_store, raw_out), pack(per_store)
     map_index = device_function(lambda i, n: map_any(i, n, boundary))
+    maps = boundary != boundaries.FILL
     version = VERSION
 
     def kernel(
@@ -92,10 +95,11 @@ def _pixels(
         out: Any,
         taps: Any,
         bias: Any,
-        image_size: int,
+        image_bytes: int,
+        out_bytes: int,
         image_row: int,
-        out_size_all: int,
         out_row: int,
+        pixel_in: int,
         units: int,
         across: int,
         strips: int,
@@ -125,13 +129,12 @@ def _pixels(
         phase, strip = divided(u32(strip), strips_phase)
 
         shared = cuda.shared.array(0, element)
-        width = i32(lanes * vector)
         s = t
         while s < i32((taps_y * taps_x + 1) * width):
             k, at = divided(u32(s), width)
-            f = i32(chunk * width + at)
+            f = i32(chunk * lanes * vector + at)
             value = nothing
-            if f < channels:
+            if f < channels and at < lanes * vector:
                 if k < taps_y * taps_x:
                     value = load_tap(taps, i64(k) * channels + f)
                 else:
@@ -145,16 +148,16 @@ def _pixels(
         rows = i32(min(height, rows)) if alive else i32(0)
         y = i32((phase + first_row * dilation_y) * stride_y + origin_y)
         bottom = i32(y + ((rows - 1) * stride_y + taps_y) * dilation_y) if rows > 0 else y
+        if not maps:
+            bottom = i32(min(bottom, in_height))
         out_x = i32(column * pixels)
         x = i32(out_x * stride_x + origin_x)
-        start = advance(image, i64(n) * image_size + i64(c) * in_size)
-        pixel_in, pixel_out = i64(channels) * in_size, i64(channels) * out_size
-        out_step = out_row * dilation_y
+        start = advance(image, i64(n) * image_bytes + i64(x) * pixel_in + i64(c) * in_size)
+        pixel_out = i64(channels) * out_size
         target = advance(
             out,
-            i64(n) * out_size_all
-            + (i64(phase) - i64(pending) * dilation_y) * out_row
-            + i64(first_row) * out_step
+            i64(n) * out_bytes
+            + (i64(phase) + (i64(first_row) - pending) * dilation_y) * out_row
             + i64(out_x) * pixel_out
             + i64(c) * out_size,
         )
@@ -171,10 +174,11 @@ def _pixels(
             cuda.syncwarp()
             for j in range(stride_y):
                 unroll()
-                mapped = i32(map_index(y, in_height))
-                mapped = mapped if y < bottom else i32(-1)
+                mapped = i32(map_index(y, in_height if maps else bottom))
+                if maps:
+                    mapped = mapped if y < bottom else i32(-1)
                 y = i32(y + dilation_y)
-                line = advance(start, i64(mapped) * image_row)
+                line = step_to(start, mapped, image_row)
                 for kx in range(taps_x):
                     unroll()
                     for p in range(pixels):
@@ -184,9 +188,11 @@ def _pixels(
                             for k in range(vector):
                                 unroll()
                                 window[q * vector + k] = nothing
-                            at = i32(map_index(i32(x + q), in_width))
-                            if (mapped | at) >= 0:
-                                source = advance(line, i64(at) * pixel_in)
+                            # Elsewhere than in the image a boundary rule knows a column.
+                            at = i32(map_index(i32(x + q), in_width)) - x if maps else i32(q)
+                            inside = maps or (i32(x + q) >= 0 and i32(x + q) < in_width)
+                            if mapped >= 0 and inside:
+                                source = step_to(line, i32(at), pixel_in)
                                 for part in range(loads):
                                     unroll()
                                     if part == 0 or i32(c + part * per_load) < channels:
@@ -201,9 +207,7 @@ def _pixels(
                         d = pending - e
                         ky = j + d * stride_y
                         if ky < taps_y:
-                            tap = load_taps(
-                                shared, i64(i32(i32((ky * taps_x + kx) * width) + tap_at))
-                            )
+                            tap = load_taps(shared, i64(tap_at) + (ky * taps_x + kx) * width)
                             before = (d + min(j + kx, 1)) * row_size
                             after = (d + 1) * row_size
                             for p in range(pixels):
@@ -215,7 +219,7 @@ def _pixels(
                                         state[before + p * vector + k], tap[k], window[q + k]
                                     )
             if row >= 0 and row < rows:
-                added = load_taps(shared, i64(i32(i32(taps_y * taps_x * width) + tap_at)))
+                added = load_taps(shared, i64(tap_at) + taps_y * taps_x * width)
                 for p in range(pixels):
                     unroll()
                     if p == 0 or i32(out_x + p) < out_width:
@@ -231,7 +235,7 @@ def _pixels(
                                     place, part * per_store * out_size,
                                     packed(results, part * per_store),
                                 )  # fmt: skip
-            target = advance(target, out_step)
+            target = step_to(target, out_row, dilation_y)
             row = i32(row + 1)
 
     return kernel

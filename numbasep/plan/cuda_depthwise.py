@@ -122,6 +122,7 @@ class PixelShape:
 
     vector: channels of one thread.
     pixels: outputs of one thread, side by side.
+    lanes: the most vectors of channels in a block.
     load, store: elements of one access.
     threads, blocks: of a block, and blocks to fit on a multiprocessor.
     """
@@ -133,6 +134,7 @@ class PixelShape:
     dilation_x: int
     vector: int
     pixels: int
+    lanes: int
     load: int
     store: int
     threads: int
@@ -330,11 +332,13 @@ def pixels(
     height: int = 0,
     lanes: int = 32,
     threads: int = 256,
-    side: int = 2,
+    side: int = 0,
+    vector: int = 0,
 ) -> Pixels | None:
     """Return a tile of the pixels kernel; None where that kernel does not take the plan.
 
-    alignment, height: as for ``rows``. lanes: the most in a block. side: outputs side by side.
+    alignment, height, vector: as for ``rows``. lanes: the most in a block. side: outputs of one
+        thread, chosen where 0.
     """
     x, y = plan.x, plan.y
     size, narrow = ITEMSIZE[plan.storage], ITEMSIZE[plan.output]
@@ -342,22 +346,24 @@ def pixels(
         return None
     if max(y.stride, x.stride) > 3 or (y.stride > 1 and y.dilation > 1):
         return None
-    vector = 2 if size == 8 else 8 if size == 2 and plan.channels > VECTOR else VECTOR
+    if not vector:
+        vector = 2 if size == 8 else 8 if size == 2 and plan.channels > VECTOR else VECTOR
     load = width_of(plan.channels, size, alignment[0], vector)
     store = width_of(plan.channels, narrow, alignment[1], vector)
-    if vector > VECTOR or y.taps > 3:
-        side = 1
-    held = (-(-y.taps // y.stride) + 1) * vector * side
-    held *= 2 if plan.compute == "float64" else 1
-    blocks = (BUSY_THREADS if held <= 32 else 512) // threads
+    if not side:
+        side = 2 if y.taps <= 3 and x.stride == 1 and vector <= VECTOR else 1
+    # Registers of the sums, roughly.
+    held = -(-y.taps // y.stride) * side * vector * (2 if plan.compute == "float64" else 1)
+    blocks = (1024 if vector <= VECTOR and held <= 24 else 768 if held <= 32 else 512) // threads
+    each = (y.taps * x.taps + 1) * vector * ITEMSIZE[plan.compute]
+    while lanes > 1 and lanes * each > 46 * 1024:
+        lanes //= 2
     shape = PixelShape(
-        y.taps, x.taps, y.stride, x.stride, x.dilation, vector, side, load, store, threads, blocks
-    )
+        y.taps, x.taps, y.stride, x.stride, x.dilation, vector, side, lanes, load, store, threads,
+        blocks,
+    )  # fmt: skip
     groups = -(-plan.channels // vector)
-    lanes = -(-groups // -(-groups // min(lanes, threads)))
-    bytes_each = (y.taps * x.taps + 1) * vector * ITEMSIZE[plan.compute]
-    while lanes > 1 and lanes * bytes_each > 46 * 1024:
-        lanes = -(-lanes // 2)
+    lanes = -(-groups // -(-groups // lanes))
     if not height:
         height = min(64, -(-y.out // y.dilation))
         columns = plan.batch * -(-x.out // side) * groups * y.dilation
