@@ -74,12 +74,13 @@ def _rows(
     phase = tiles.strips_of(plan, tile.height)
     strips = phase * y.dilation
     units = plan.batch * plan.filters * strips * across
+    threads = min(tile.threads, tiles.whole(units, 32))
     rows_kernel(
         shape, plan.boundary, plan.storage, plan.compute, plan.output, plan.activation
     ).launch(
-        -(-units // tile.threads),
-        tile.threads,
-        tiles.shared_bytes(plan, shape, tile.height, tile.threads),
+        -(-units // threads),
+        threads,
+        tiles.shared_bytes(plan, shape, tile.height, threads),
         stream,
         (
             source.pointer("uint8"),
@@ -114,14 +115,15 @@ def _pixels(
     phase = tiles.strips_of(plan, tile.height)
     strips = phase * y.dilation
     units = plan.batch * strips * across
+    threads = min(shape.threads, tiles.whole(units * tile.lanes, 32))
     chunks = -(-plan.channels // (tile.lanes * shape.vector))
     filters_last = np.ascontiguousarray(np.moveaxis(weight, 0, -1))
     taps = (y.taps * x.taps + 1) * shape.lanes * shape.vector
     pixels_kernel(
         shape, plan.boundary, plan.storage, plan.compute, plan.output, plan.activation
     ).launch(
-        chunks * -(-units // (shape.threads // tile.lanes)),
-        shape.threads,
+        chunks * -(-units // (threads // tile.lanes)),
+        threads,
         taps * ITEMSIZE[plan.compute],
         stream,
         (

@@ -281,13 +281,20 @@ def rows(
             vector = min(vector, VECTOR)
     load = width_of(x.size, size, alignment[0], vector)
     store = width_of(x.out, narrow, alignment[1], vector)
-    # The thread's own columns start where an access may, nearest to its first tap.
-    start = -(-x.origin // load) * load
-    if start - x.origin > (x.taps - 1) * x.dilation:
-        start -= load
-    shape = RowShape(
-        y.taps, x.taps, y.stride, x.stride, x.dilation, x.origin - start, vector, load, store,
-        taps > 9 or plan.compute == "float64", threads, None,
+    # The thread's own columns start where an access may; so that it needs few of its neighbours'.
+    span = vector * x.stride + x.extent
+    shape, start = min(
+        (
+            (
+                RowShape(
+                    y.taps, x.taps, y.stride, x.stride, x.dilation, x.origin - start, vector, load,
+                    store, taps > 9 or plan.compute == "float64", threads, None,
+                ),
+                start,
+            )
+            for start in range(x.origin // load * load - whole(span, load), span, load)
+        ),
+        key=lambda found: (max(found[0].left, found[0].right), abs(found[1])),
     )  # fmt: skip
     if max(shape.left, shape.right) > shape.own:
         return None
