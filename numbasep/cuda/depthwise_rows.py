@@ -87,6 +87,7 @@ def _rows(
     pending, held = shape.pending, shape.own * shape.stride_y
     sides = left + right
     states, edges = (pending + 2) * vector, max(1, sides * stride_y)
+    lanes_before, lanes_behind = -(-left // own), -(-right // own)
     place_count, window_size = max(1, sides), left + own + right
     loads, stores = own // shape.load, vector // shape.store
     per_load, per_store = shape.load, shape.store
@@ -233,21 +234,22 @@ def _rows(
             + i64(column) * (vector * out_size),
         )
         out_x = i32(column * vector)
-        # Neighbours' columns that no lane of this warp has, in the image; -1: nowhere.
+        # Columns beside its own that no lane of this warp has, in the image; -1: nowhere.
         lane = i32(t & i32(31))
-        left_end = lane == 0 or column == 0
-        right_end = lane == 31 or column == i32(across - 1)
+        before = i32(min(lane, column))
+        behind = i32(min(i32(31) - lane, i32(across - 1) - column))
+        at_edge = before < lanes_before or behind < lanes_behind
         place = cuda.local.array(place_count, types.int32)
-        for i in range(left):
+        for k in range(left):
             unroll()
-            place[i] = i32(-1)
-            if left_end:
-                place[i] = i32(map_index(i32(x - left + i), in_width))
-        for i in range(right):
+            place[k] = i32(-1)
+            if before < (left - k + own - 1) // own:
+                place[k] = i32(map_index(i32(x - left + k), in_width))
+        for k in range(right):
             unroll()
-            place[left + i] = i32(-1)
-            if right_end:
-                place[left + i] = i32(map_index(i32(x + own + i), in_width))
+            place[left + k] = i32(-1)
+            if behind < 1 + k // own:
+                place[left + k] = i32(map_index(i32(x + own + k), in_width))
 
         state = cuda.local.array(states, element)
         total = cuda.local.array(vector, element)
@@ -258,7 +260,6 @@ def _rows(
         for k in range(states):
             unroll()
             state[k] = nothing
-        at_edge = left_end or right_end
         for j in range(stride_y):
             unroll()
             fetch(
@@ -290,13 +291,15 @@ def _rows(
                     window[left + k] = widened(raw[j * own + k])
                 for k in range(left):
                     unroll()
-                    beside = cuda.shfl_up_sync(ALL_LANES, window[own + k], 1)
-                    window[k] = widened(edge[j * sides + k]) if left_end else beside
+                    away = (left - k + own - 1) // own
+                    beside = cuda.shfl_up_sync(ALL_LANES, window[k + away * own], away)
+                    window[k] = widened(edge[j * sides + k]) if before < away else beside
                 for k in range(right):
                     unroll()
-                    beside = cuda.shfl_down_sync(ALL_LANES, window[left + k], 1)
+                    away = 1 + k // own
+                    beside = cuda.shfl_down_sync(ALL_LANES, window[left + k % own], away)
                     at = left + own + k
-                    window[at] = widened(edge[j * sides + left + k]) if right_end else beside
+                    window[at] = widened(edge[j * sides + left + k]) if behind < away else beside
                 for e in range(pending + 1):
                     unroll()
                     # Sums of the row of outputs that is d above the newest, in place d + 1 after
@@ -315,10 +318,10 @@ def _rows(
                                 for k in range(VECTOR):
                                     unroll()
                                     tap[q * VECTOR + k] = four[k]
-                        before, after = (d + min(j, 1)) * vector, (d + 1) * vector
+                        held_at, kept_at = (d + min(j, 1)) * vector, (d + 1) * vector
                         for o in range(vector):
                             unroll()
-                            total[o] = state[before + o]
+                            total[o] = state[held_at + o]
                         for kx in range(taps_x):
                             unroll()
                             for o in range(vector):
@@ -327,7 +330,7 @@ def _rows(
                                 total[o] = step(total[o], tap[base + kx], value)
                         for o in range(vector):
                             unroll()
-                            state[after + o] = total[o]
+                            state[kept_at + o] = total[o]
             for j in range(stride_y):
                 unroll()
                 fetch(

@@ -275,14 +275,17 @@ def rows(
         return None
     if max(y.stride, x.stride) > 3 or (y.stride > 1 and y.dilation > 1):
         return None
+    # As many outputs as one access takes: then neighbouring lanes' accesses are neighbours too.
     if not vector:
-        vector = 2 if size == 8 else 8 if size == 2 and taps <= 9 and x.stride == 1 else 4
-        if x.out <= VECTOR:
-            vector = min(vector, VECTOR)
-    load = width_of(x.size, size, alignment[0], vector)
+        most = 8 if size == 2 and taps <= 9 else 4
+        load = width_of(x.size, size, alignment[0], 8)
+        store = width_of(x.out, narrow, alignment[1], 8)
+        vector = max(1, min(load // x.stride, store, most))
+    own = vector * x.stride
+    load = width_of(x.size, size, alignment[0], own & -own)
     store = width_of(x.out, narrow, alignment[1], vector)
     # The thread's own columns start where an access may; so that it needs few of its neighbours'.
-    span = vector * x.stride + x.extent
+    span = own + x.extent
     shape, start = min(
         (
             (
@@ -296,14 +299,14 @@ def rows(
         ),
         key=lambda found: (max(found[0].left, found[0].right), abs(found[1])),
     )  # fmt: skip
-    if max(shape.left, shape.right) > shape.own:
-        return None
     # Registers, roughly: sums, a window, what is loaded ahead, taps, and places.
     columns = shape.left + shape.own + shape.right
     held = (shape.pending + 1) * vector + columns * (1 + y.stride)
     held += shape.tap_pitch if shape.shared_taps else taps
     held *= 2 if plan.compute == "float64" else 1
-    shape = replace(shape, blocks=BUSY_THREADS // threads if held <= 50 else 512 // threads)
+    if held > 120 or max(shape.left, shape.right) > 8 * own:
+        return None
+    shape = replace(shape, blocks=(BUSY_THREADS if held <= 50 else 512) // threads)
     across = -(-x.out // vector)
     if not height:
         # As few rows twice as keep the device's threads busy.
