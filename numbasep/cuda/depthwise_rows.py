@@ -107,8 +107,8 @@ def _rows(
     map_index = device_function(lambda i, n: map_any(i, n, boundary))
 
     def fetch(
-        raw: Any, edge: Any, place: Any, plane_start: Any, line: Any, y: int, bottom: int, x: int,
-        in_height: int, in_width: int, image_row: int, at_edge: bool, j: int,
+        raw: Any, edge: Any, place: Any, present: int, plane_start: Any, line: Any, y: int,
+        bottom: int, x: int, in_height: int, in_width: int, image_row: int, at_edge: bool, j: int,
     ) -> None:  # fmt: skip
         """Load a thread's columns of image row y, and those beside them at the ends of a warp."""
         for k in range(own):
@@ -140,13 +140,13 @@ def _rows(
         if sides > 0 and at_edge and mapped >= 0:
             for k in range(sides):
                 unroll()
-                if place[k] >= 0:
-                    if maps:
+                if maps:
+                    if place[k] >= 0:
                         single = load_one(step_to(plane_line, place[k], in_size), 0)
-                    else:
-                        single = load_one(
-                            line, (k - left if k < left else own + k - left) * in_size
-                        )
+                        edge[j * sides + k] = single[0]
+                elif present & i32(1 << k):
+                    offset = k - left if k < left else k - left + own
+                    single = load_one(line, offset * in_size)
                     edge[j * sides + k] = single[0]
 
     fetch = device_function(fetch)
@@ -240,16 +240,17 @@ def _rows(
         behind = i32(min(i32(31) - lane, i32(across - 1) - column))
         at_edge = before < lanes_before or behind < lanes_behind
         place = cuda.local.array(place_count, types.int32)
-        for k in range(left):
+        # Of zeros around the image only which columns are in it matters: a bit each.
+        present = i32(0)
+        for k in range(sides):
             unroll()
+            offset = k - left if k < left else k - left + own
+            missing = before < (-offset + own - 1) // own if k < left else behind < offset // own
             place[k] = i32(-1)
-            if before < (left - k + own - 1) // own:
-                place[k] = i32(map_index(i32(x - left + k), in_width))
-        for k in range(right):
-            unroll()
-            place[left + k] = i32(-1)
-            if behind < 1 + k // own:
-                place[left + k] = i32(map_index(i32(x + own + k), in_width))
+            if missing:
+                place[k] = i32(map_index(i32(x + offset), in_width))
+            if place[k] >= 0:
+                present = i32(present | i32(1 << k))
 
         state = cuda.local.array(states, element)
         total = cuda.local.array(vector, element)
@@ -266,6 +267,7 @@ def _rows(
                 raw,
                 edge,
                 place,
+                present,
                 plane_start,
                 line,
                 y,
@@ -334,7 +336,7 @@ def _rows(
             for j in range(stride_y):
                 unroll()
                 fetch(
-                    raw, edge, place, plane_start, line, y, bottom, x, in_height, in_width,
+                    raw, edge, place, present, plane_start, line, y, bottom, x, in_height, in_width,
                     image_row, at_edge, j,
                 )  # fmt: skip
                 y = i32(y + dilation_y)

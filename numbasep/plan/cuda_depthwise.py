@@ -304,7 +304,7 @@ def rows(
     held = (shape.pending + 1) * vector + columns * (1 + y.stride)
     held += shape.tap_pitch if shape.shared_taps else taps
     held *= 2 if plan.compute == "float64" else 1
-    if held > 120 or max(shape.left, shape.right) > 8 * own:
+    if held > 120 or shape.left + shape.right > 30 or max(shape.left, shape.right) > 8 * own:
         return None
     shape = replace(shape, blocks=(BUSY_THREADS if held <= 50 else 512) // threads)
     across = -(-x.out // vector)
@@ -361,7 +361,7 @@ def pixels(
     load = width_of(plan.channels, size, alignment[0], vector)
     store = width_of(plan.channels, narrow, alignment[1], vector)
     if not side:
-        side = 2 if y.taps <= 3 and x.stride == 1 and vector <= VECTOR else 1
+        side = 2 if x.stride == 1 and vector <= VECTOR else 1
     # Registers of the sums, roughly.
     held = -(-y.taps // y.stride) * side * vector * (2 if plan.compute == "float64" else 1)
     blocks = (1024 if vector <= VECTOR and held <= 24 else 768 if held <= 32 else 512) // threads
