@@ -5,12 +5,13 @@ Imported by ``primitives`` alone, and only where kernels are compiled.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 from llvmlite import ir
 
-from numbasep.cuda.launch import intrinsic, signature, types
+from numbasep.cuda.launch import device_function, intrinsic, signature, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -141,28 +142,45 @@ def _parts(count: int, dtype: Any) -> tuple[int, int]:
     return accesses, count // accesses
 
 
+def _words(dtype: Any, elements: int) -> int:
+    """Return how many elements share a 32-bit word, in vectors of which LLVM would halve."""
+    return max(1, 32 // dtype.bitwidth) if elements * dtype.bitwidth >= 64 else 1
+
+
 def _load(context: Any, builder: Any, start: Any, count: int, dtype: Any) -> tuple[Any, Any]:
     """Emit the load of a vector; return the instructions and its elements."""
     accesses, elements = _parts(count, dtype)
-    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    kind, shared = context.get_data_type(dtype), _words(dtype, elements)
+    vector = ir.VectorType(I32 if shared > 1 else kind, elements // shared)
     loads, values = [], []
     for access in range(accesses):
         part = builder.gep(start, [I32(access * elements)], inbounds=True)
         pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
         loads.append(builder.load(pointer, align=elements * dtype.bitwidth // 8))
-        values += [builder.extract_element(loads[-1], I32(j)) for j in range(elements)]
+        for j in range(elements):
+            value = builder.extract_element(loads[-1], I32(j // shared))
+            if shared > 1:
+                value = builder.lshr(value, I32(j % shared * dtype.bitwidth))
+                value = builder.trunc(value, kind)
+            values.append(value)
     return loads, values
 
 
 def _store(context: Any, builder: Any, start: Any, values: Any, count: int, dtype: Any) -> None:
     """Emit the store of a tuple of ``count`` elements."""
     accesses, elements = _parts(count, dtype)
-    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    shared = _words(dtype, elements)
+    vector = ir.VectorType(I32 if shared > 1 else context.get_data_type(dtype), elements // shared)
     for access in range(accesses):
         packed = ir.Constant(vector, ir.Undefined)
-        for j in range(elements):
+        for j in range(0, elements, shared):
             value = builder.extract_value(values, access * elements + j)
-            packed = builder.insert_element(packed, value, I32(j))
+            if shared > 1:
+                value = builder.zext(value, I32)
+            for k in range(1, shared):
+                more = builder.zext(builder.extract_value(values, access * elements + j + k), I32)
+                value = builder.or_(value, builder.shl(more, I32(k * dtype.bitwidth)))
+            packed = builder.insert_element(packed, value, I32(j // shared))
         part = builder.gep(start, [I32(access * elements)], inbounds=True)
         pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
         builder.store(packed, pointer, align=elements * dtype.bitwidth // 8)
@@ -324,3 +342,19 @@ def _unroll(typingctx: Any) -> Any:
 
 
 unroll = intrinsic("unroll", _unroll)
+
+
+def _wrapping_fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c of 32-bit integers, modulo 2**32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.add(builder.mul(args[0], args[1]), args[2])
+
+    return signature(*[types.int32] * 4), codegen
+
+
+wrapping_fma = intrinsic("wrapping_fma", _wrapping_fma)
+
+# libdevice's, of the argument's own precision.
+exp = device_function(lambda value: math.exp(value))
+erf = device_function(lambda value: math.erf(value))

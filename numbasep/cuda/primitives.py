@@ -11,6 +11,7 @@ shapes give equal bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,17 @@ if SIMULATOR:
 
     def round_even(value: Any) -> Any:
         return np.rint(value)
+
+    def wrapping_fma(a: Any, b: Any, c: Any) -> Any:
+        """Return a * b + c of 32-bit integers, modulo 2**32."""
+        exact = int(a) * int(b) + int(c)
+        return np.int32((exact + 2**31) % 2**32 - 2**31)
+
+    def exp(value: Any) -> Any:
+        return np.exp(value)
+
+    def erf(value: Any) -> Any:
+        return type(value)(math.erf(value))
 
     def unroll() -> None:
         """Mark the loop around this call to be unrolled in full."""
@@ -125,6 +137,8 @@ else:
         advance,
         bits_to_float,
         double_to_half,
+        erf,
+        exp,
         float_to_bits,
         float_to_half,
         fma,
@@ -139,6 +153,7 @@ else:
         store_vector,
         truncate_to_float,
         unroll,
+        wrapping_fma,
     )
 
     i32, u32, i64 = types.int32, types.uint32, types.int64
@@ -147,6 +162,8 @@ __all__ = [
     "advance",
     "bits_to_float",
     "double_to_half",
+    "erf",
+    "exp",
     "float_to_bits",
     "float_to_half",
     "fma",
@@ -164,4 +181,5 @@ __all__ = [
     "truncate_to_float",
     "u32",
     "unroll",
+    "wrapping_fma",
 ]
