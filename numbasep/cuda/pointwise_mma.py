@@ -1,0 +1,325 @@
+"""The pointwise kernel of tensor cores: products of tf32 or 16-bit numbers, summed in float32.
+
+``out[o, p] = activation(bias[o] + sum_c weight[o, c] * image[c, p])``
+
+Tiles of ``depth`` channels are copied to shared memory in the background, ``stages - 1`` ahead of
+the one that is multiplied::
+
+    shared memory, a stage            NCHW                         NHWC
+    weights                           outputs x depth = A          outputs x depth = B transposed
+    image                             depth x pixels = B           pixels x depth = A
+    out (rows x columns) = A @ B      outputs x pixels             pixels x outputs
+
+A warp computes ``fragments`` of 16 rows by 8 columns. Both operands come as 8 x 8 matrices, 16
+bytes of a row for each lane; rows are padded by 16 bytes, so that 8 of them lie in different banks.
+What NCHW has the other way round is transposed on the way to registers; tf32 numbers, which that
+does not do, are loaded one by one. Results change places in shared memory, 16 rows at a time, to be
+stored 16 bytes a lane.
+
+The order of additions is the hardware's within 8 or 16 channels, ascending from one such group to
+the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from numbasep.cuda.activations import epilogue
+from numbasep.cuda.elements import raw_type
+from numbasep.cuda.launch import VERSION, Kernel, cuda, device_function, types
+from numbasep.cuda.pieces import locator
+from numbasep.cuda.primitives import (
+    advance,
+    bits_to_float,
+    commit_copies,
+    copy_async,
+    float_to_bits,
+    i32,
+    i64,
+    load_bytes,
+    load_matrices,
+    load_vector,
+    mma,
+    store_bytes,
+    store_vector,
+    to_tf32,
+    unroll,
+    wait_copies,
+)
+from numbasep.plan.cuda_pointwise import OPERANDS, MmaTile
+
+
+@lru_cache(maxsize=256)
+def mma_kernel(tile: MmaTile, output: str, activation: str) -> Kernel:
+    """Return the kernel of a tile, the dtype of image and out, and an activation."""
+    pointer = types.CPointer(types.uint8)
+    return Kernel(
+        _mma(tile, output, activation),
+        [*[pointer] * 3, types.CPointer(types.float32), *[types.int64] * 2, *[types.int32] * 3],
+        tile.threads,
+        max(1, 512 // tile.threads),
+    )
+
+
+def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
+    planar, depth, stages, stage_size = tile.planar, tile.depth, tile.stages, tile.stage
+    size, k_size = OPERANDS[tile.operand]
+    single = tile.operand == "tf32"
+    fragments_down, fragments_across = tile.fragments
+    warps_across = tile.warps[1]
+    tile_outputs, tile_pixels, threads = tile.outputs, tile.pixels, tile.threads
+    ahead = stages - 1
+
+    # Elements of 16 bytes; where weights and image start in a stage, from row to row of both.
+    wide = 16 // size
+    weights_pitch, image_pitch = tile.weights_pitch, tile.image_pitch
+    image_at = tile_outputs * weights_pitch
+    down_at, down_pitch = (0, weights_pitch) if planar else (image_at, image_pitch)
+    across_at, across_pitch = (image_at, image_pitch) if planar else (0, weights_pitch)
+    # Matrices across by twos, but for the tf32 numbers of a planar image.
+    by_ones = planar and single
+    twos = fragments_across > 1
+    loads_across = fragments_across // 2 if twos else 1
+    held_across = 2 * fragments_across
+    held_down = 4 * fragments_down
+    sums_count = 4 * fragments_down * fragments_across
+
+    spread, weights = tile.image, tile.weights
+    piece, pieces, bases = spread.piece, spread.count, spread.bases
+    next_pixel, next_channel = spread.next_pixel, spread.next_channel
+    image_all, image_total = spread.total >= threads, spread.total
+    weights_all, weights_total = weights.total >= threads, weights.total
+    weight_inner, weight_pieces, next_output = weights.inner, weights.count, weights.next_pixel
+    copied = piece * size >= 4
+
+    raw_in, raw_out = raw_type(output), raw_type(output)
+    empty = np.dtype(str(raw_in)).type(0)
+    locate = locator(spread, size)
+    copy_weights = copy_async(16)
+    copy_piece = copy_async(piece * size if copied else 4)
+    wait, wait_all = wait_copies(max(stages - 2, 0)), wait_copies(0)
+    load_one, load_down = load_bytes(1, raw_in), load_matrices(4, False)
+    load_across = load_matrices(4 if twos else 2, planar)
+    step, finish = mma(tile.operand), epilogue(activation, "float32", output)
+
+    @device_function
+    def rounded(bits: Any) -> Any:
+        return to_tf32(bits_to_float(bits)) if single else bits
+
+    # The results of 16 rows: whole vectors or single ones, as a lane finds them.
+    result_pitch = tile.result_pitch
+    vector = wide if tile.out_vector else 1
+    across = 8 * fragments_across // vector
+    spots = max(1, across // 32)
+    rows_at_once = max(1, 32 // across)
+    turns = max(1, 16 // rows_at_once) * spots
+    busy = 16 * across
+    store_pair, load_results = store_vector(2, raw_out), load_vector(vector, raw_out)
+    store_results = store_bytes(vector, raw_out)
+    version = VERSION
+
+    def kernel(
+        image: Any,
+        out: Any,
+        weight: Any,
+        bias: Any,
+        pixels: int,
+        plane: int,
+        channels: int,
+        outputs: int,
+        tiles: int,
+    ) -> None:
+        shared = cuda.shared.array(0, raw_in)
+        t = i32(cuda.threadIdx.x)
+        # A version below 0 never is; its place is in the key of Numba's cache.
+        block = i64(cuda.blockIdx.x) if version >= 0 else pixels
+        pixel_tile = i64(block // tiles)
+        first_output = i32(i32(block - pixel_tile * tiles) * tile_outputs)
+        first_pixel = i64(pixel_tile * tile_pixels)
+        steps = i32(i32(channels + depth - 1) // depth)
+
+        places = cuda.local.array(bases, types.int64)
+        limits = cuda.local.array(bases, types.int32)
+        channel, near = locate(t, first_pixel, pixels, plane, channels, places, limits)
+        channel_size = i64(plane * size) if planar else i64(size)
+        image_to = i64(channel * image_pitch + near if planar else near * image_pitch + channel)
+        weight_o = i32(t // weight_inner)
+        weight_k = i32(i32(t - weight_o * weight_inner) * wide)
+        weights_to = i64(weight_o * weights_pitch + weight_k)
+        weight_row = i64(steps * depth * size)
+        weight_place = i64(i64(first_output + weight_o) * weight_row + weight_k * size)
+
+        warp = i32(t // 32)
+        lane = i32(t - warp * 32)
+        warp_down = i32(warp // warps_across)
+        row = i32(warp_down * (16 * fragments_down))
+        column = i32(i32(warp - warp_down * warps_across) * (8 * fragments_across))
+        g = i32(lane // 4)
+        q = i32(lane - g * 4)
+        # Where the rows of matrices start that this lane names.
+        my_down = i64(down_at + i32(row + lane % 16) * down_pitch + (lane // 16) * wide)
+        second = i32(lane // 16) if twos else i32(0)
+        half = i32((lane // 8) % 2)
+        if by_ones:
+            my_across = i64(across_at + q * across_pitch + column + g)
+        elif planar:
+            my_across = i64(
+                across_at + i32(lane % 8 + 8 * half) * across_pitch + column + 8 * second
+            )
+        else:
+            my_across = i64(
+                across_at + i32(column + lane % 8 + 8 * second) * across_pitch + half * wide
+            )
+
+        sums = cuda.local.array(sums_count, types.float32)
+        for i in range(sums_count):
+            unroll()
+            sums[i] = np.float32(0)
+        left = cuda.local.array(held_down, types.uint32)
+        right = cuda.local.array(held_across, types.uint32)
+        for s in range(steps + ahead):
+            if s >= ahead:
+                wait()
+                cuda.syncthreads()
+            if s < steps:
+                to = i64(s % stages) * stage_size
+                if weights_all or t < weights_total:
+                    for j in range(weight_pieces):
+                        unroll()
+                        copy_weights(
+                            shared,
+                            to + weights_to + j * next_output * weights_pitch,
+                            advance(weight, weight_place + j * next_output * weight_row),
+                            0,
+                            True,
+                        )
+                weight_place += depth * size
+                if image_all or t < image_total:
+                    for j in range(pieces):
+                        unroll()
+                        b = j % bases
+                        k = (j // bases) * next_channel
+                        there = s * depth + channel + k < limits[b]
+                        source = advance(image, places[b] + k * channel_size)
+                        if planar:
+                            at = to + image_to + (image_at + k * image_pitch + b * next_pixel)
+                        else:
+                            at = to + image_to + (image_at + b * next_pixel * image_pitch)
+                        if copied:
+                            copy_piece(shared, at, source, 0, there)
+                        else:
+                            value = empty
+                            if there:
+                                found = load_one(source, 0)
+                                value = found[0]
+                            shared[at] = value
+                for b in range(bases):
+                    unroll()
+                    places[b] += depth * channel_size
+            commit_copies()
+            if s >= ahead:
+                to = i64((s - ahead) % stages) * stage_size
+                for k in range(0, depth, k_size):
+                    unroll()
+                    for i in range(fragments_down):
+                        unroll()
+                        four = load_down(shared, to + my_down + (i * 16 * down_pitch + k))
+                        for r in range(4):
+                            unroll()
+                            left[4 * i + r] = four[r] if planar else rounded(four[r])
+                    if by_ones:
+                        for j in range(fragments_across):
+                            unroll()
+                            at = to + my_across + (k * across_pitch + 8 * j)
+                            right[2 * j] = rounded(float_to_bits(shared[at]))
+                            right[2 * j + 1] = rounded(float_to_bits(shared[at + 4 * across_pitch]))
+                    else:
+                        for j in range(loads_across):
+                            unroll()
+                            if planar:
+                                at = to + my_across + (k * across_pitch + 16 * j)
+                            else:
+                                at = to + my_across + (16 * j * across_pitch + k)
+                            some = load_across(shared, at)
+                            for r in range(4 if twos else 2):
+                                unroll()
+                                right[4 * j + r] = some[r]
+                    for i in range(fragments_down):
+                        unroll()
+                        a = left[4 * i], left[4 * i + 1], left[4 * i + 2], left[4 * i + 3]
+                        for j in range(fragments_across):
+                            unroll()
+                            e = 4 * (i * fragments_across + j)
+                            added = step(
+                                a,
+                                (right[2 * j], right[2 * j + 1]),
+                                (sums[e], sums[e + 1], sums[e + 2], sums[e + 3]),
+                            )
+                            for r in range(4):
+                                unroll()
+                                sums[e + r] = added[r]
+        wait_all()
+        cuda.syncthreads()
+
+        results = cuda.shared.array(0, raw_out)
+        mine = i64(warp * (16 * result_pitch))
+        my_row = i32(lane // across)
+        my_column = i32(i32(lane - my_row * across) * vector)
+        # Where a lane's columns are in memory, in the first row.
+        lines = cuda.local.array(spots, types.int64)
+        ends = cuda.local.array(spots, types.int32)
+        for b in range(spots):
+            unroll()
+            c = i32(column + my_column + 32 * b)
+            if planar:
+                pixel = i64(first_pixel + i64(c))
+                ends[b] = i32(outputs) if pixel < pixels else i32(0)
+                lines[b] = i64(pixel + i64(pixel // plane) * plane * i64(outputs - 1))
+            else:
+                ends[b] = i32(1) if first_output + c < outputs else i32(0)
+                lines[b] = i64(first_output + c)
+        for i in range(fragments_down):
+            unroll()
+            first_row = i32(row + 16 * i)
+            for j in range(fragments_across):
+                unroll()
+                e = 4 * (i * fragments_across + j)
+                for h in range(2):
+                    unroll()
+                    if planar:
+                        low = bias[first_output + first_row + g + 8 * h]
+                        high = low
+                    else:
+                        low = bias[first_output + column + 8 * j + 2 * q]
+                        high = bias[first_output + column + 8 * j + 2 * q + 1]
+                    store_pair(
+                        results,
+                        mine + i32(g * result_pitch + 2 * q) + (8 * h * result_pitch + 8 * j),
+                        (finish(sums[e + 2 * h], low), finish(sums[e + 2 * h + 1], high)),
+                    )
+            cuda.syncwarp()
+            if busy >= 32 or lane < busy:
+                for s in range(turns):
+                    unroll()
+                    b = s % spots
+                    down = i32(my_row + (s // spots) * rows_at_once)
+                    found = load_results(
+                        results, mine + i32(down * result_pitch + my_column) + 32 * b
+                    )
+                    if planar:
+                        o = i32(first_output + first_row + down)
+                        if o < ends[b]:
+                            at = i64(lines[b] + i64(o) * plane)
+                            store_results(advance(out, at * size), 0, found)
+                    else:
+                        pixel = i64(first_pixel + i64(first_row + down))
+                        if ends[b] > 0 and pixel < pixels:
+                            at = i64(lines[b] + pixel * outputs)
+                            store_results(advance(out, at * size), 0, found)
+            cuda.syncwarp()
+
+    return kernel
