@@ -14,29 +14,32 @@ from numbasep.plan.cuda_pointwise import Spread
 def locator(spread: Spread, size: int) -> Any:
     """Return ``locate(t, first, pixels, plane, channels, places, limits) -> (channel, pixel)``.
 
-    It writes of thread t's places of ``spread``, in a tile that starts at pixel ``first``: the byte
-    offset of the first piece in an image of ``size`` bytes an element, and how many channels there
-    are, 0 for a pixel that is not in the image. It returns the first channel and pixel in the tile.
+    It finds thread t's pieces of ``spread`` in a tile that starts at pixel ``first`` of an image of
+    ``size`` bytes an element, and returns the first one's channel and pixel in the tile. Planar:
+    for each of its ``bases``, ``places`` is the byte offset and ``limits`` the channels there are,
+    0 outside the image. Else they are one: the offset of the first, the next ones being whole
+    pixels further, and the pixels that there are from it on.
     """
     planar, piece, inner = spread.planar, spread.piece, spread.inner
-    bases, next_pixel = spread.bases, spread.next_pixel
+    bases, next_pixel, extent = spread.bases, spread.next_pixel, spread.pixels
 
     def locate(
         t: int, first: int, pixels: int, plane: int, channels: int, places: Any, limits: Any
     ) -> tuple[int, int]:
         outer = i32(t // inner)
         side = i32(i32(t - outer * inner) * piece)
-        channel, near = (outer, side) if planar else (side, outer)
-        for b in range(bases):
-            unroll()
-            pixel = i64(first + i64(near) + b * next_pixel)
-            limits[b] = i32(channels) if pixel < pixels else i32(0)
-            if planar:
+        if planar:
+            for b in range(bases):
+                unroll()
+                pixel = i64(first + i64(side) + b * next_pixel)
+                limits[b] = i32(channels) if pixel < pixels else i32(0)
                 # Over the other channels' planes of the images before.
-                place = pixel + i64(pixel // plane) * plane * i64(channels - 1) + channel * plane
-            else:
-                place = pixel * channels + channel
-            places[b] = i64(place * size)
-        return channel, near
+                place = pixel + i64(pixel // plane) * plane * i64(channels - 1)
+                places[b] = i64((place + outer * plane) * size)
+            return outer, side
+        pixel = i64(first + i64(outer))
+        places[0] = i64((pixel * channels + side) * size)
+        limits[0] = i32(min(pixels - pixel, i64(extent)))
+        return side, outer
 
     return device_function(locate)

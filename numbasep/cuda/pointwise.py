@@ -188,6 +188,8 @@ def _fma(
     locate, widened = locator(spread, in_size), widen(storage, compute)
     step, finish = multiply_add(compute), epilogue(activation, compute, output)
     load_piece, load_weights = load_bytes(piece, raw_in), load_bytes(vector, element)
+    # Plain indices would be tested for being negative.
+    store_number = store_vector(1, element)
     load_numbers, store_numbers = load_vector(vector, element), store_vector(vector, element)
     store_whole, store_one = store_bytes(vector, raw_out), store_bytes(1, raw_out)
     packed = pack(vector)
@@ -216,6 +218,7 @@ def _fma(
         limits = cuda.local.array(bases, types.int32)
         channel, near = locate(t, first_pixel, pixels, plane, channels, places, limits)
         channel_size = i64(plane * in_size) if planar else i64(in_size)
+        pixel_size = i64(channels) * in_size
         image_to = i64(image_at + i32(channel * pitch + near))
         # Of the weights all are there.
         weight_k = i32(t // weight_inner)
@@ -248,19 +251,24 @@ def _fma(
         )
 
         steps = i32(i32(channels + depth - 1) // depth)
-        for s in range(steps + 1):
+        for s in range(i32(steps + 1)):
             if s < steps:
                 # The next channels: on their way to registers while this one's are multiplied.
-                left = i32(s * depth + channel)
                 for j in range(pieces):
                     unroll()
-                    b = j % bases
-                    k = (j // bases) * next_channel
+                    if planar:
+                        b = j % bases
+                        k = (j // bases) * next_channel
+                        there = i32(s * depth + channel) + k < limits[b]
+                        source = advance(image, places[b] + k * channel_size)
+                    else:
+                        there = i32(s * depth + channel) < channels and j * next_pixel < limits[0]
+                        source = advance(image, places[0] + j * next_pixel * pixel_size)
                     for v in range(piece):
                         unroll()
                         image_values[j * piece + v] = empty
-                    if left + k < limits[b]:
-                        found = load_piece(advance(image, places[b] + k * channel_size), 0)
+                    if there:
+                        found = load_piece(source, 0)
                         for v in range(piece):
                             unroll()
                             image_values[j * piece + v] = found[v]
@@ -317,9 +325,9 @@ def _fma(
                 if image_all or t < image_total:
                     for j in range(pieces):
                         unroll()
-                        b = j % bases
-                        k = (j // bases) * next_channel
                         if planar:
+                            b = j % bases
+                            k = (j // bases) * next_channel
                             at = buffer + image_to + (k * pitch + b * next_pixel)
                             if image_vector:
                                 for v in range(vector):
@@ -327,12 +335,13 @@ def _fma(
                                     across[v] = widened(image_values[j * piece + v])
                                 store_numbers(shared, at, packed(across, 0))
                             else:
-                                shared[at] = widened(image_values[j])
+                                store_number(shared, at, (widened(image_values[j]),))
                         else:
-                            at = buffer + image_to + b * next_pixel
+                            at = buffer + image_to + j * next_pixel
                             for v in range(piece):
                                 unroll()
-                                shared[at + v * pitch] = widened(image_values[j * piece + v])
+                                value = widened(image_values[j * piece + v])
+                                store_number(shared, at + v * pitch, (value,))
                 if weights_all or t < weights_total:
                     for j in range(weight_pieces):
                         unroll()
@@ -348,62 +357,38 @@ def _fma(
         results = cuda.local.array(vector, raw_out)
         for g in range(groups_across):
             unroll()
-            if planar:
-                # Row o of the result is o planes further; vectors of pixels are in one image.
-                here = i64(first_pixel + my_across + g * next_across)
-                one = i64(here // plane)
-                inside = i64(here - one * plane)
-                place = i64(one * plane * outputs + inside)
+            for u in range(1 if out_vector else vector):
+                unroll()
+                # A column, or the first of a vector of them, and where it is in the first row.
+                c = i32(my_across + (g * next_across + u))
+                if planar:
+                    pixel = i64(first_pixel + i64(c))
+                    column_ok = pixel < pixels
+                    place = i64(pixel + i64(pixel // plane) * plane * i64(outputs - 1))
+                else:
+                    column_ok = first_output + c < outputs
+                    place = i64(first_output + c)
                 for i in range(rows):
                     unroll()
-                    o = i32(first_output + my_down + (i // vector) * next_down + i % vector)
-                    if o < outputs:
-                        value = bias[o]
-                        line = i64(place + i64(o) * plane)
-                        first = i * columns + g * vector
-                        if out_vector:
-                            if here < pixels:
-                                for v in range(vector):
-                                    unroll()
-                                    results[v] = finish(sums[first + v], value)
-                                store_whole(advance(out, line * out_size), 0, packed(results, 0))
-                        else:
-                            for v in range(vector):
-                                unroll()
-                                p = i64(here + v)
-                                if p < pixels:
-                                    # Into the next images, over the planes of their outputs.
-                                    skipped = i64((inside + v) // plane) * plane
-                                    store_one(
-                                        advance(
-                                            out,
-                                            (line + v + skipped * i64(outputs - 1)) * out_size,
-                                        ),
-                                        0,
-                                        (finish(sums[first + v], value),),
-                                    )
-            else:
-                o = i32(first_output + my_across + g * next_across)
-                for i in range(rows):
-                    unroll()
-                    p = i64(first_pixel + my_down + (i // vector) * next_down + i % vector)
-                    line = i64(p * outputs + o)
+                    r = i32(my_down + ((i // vector) * next_down + i % vector))
                     first = i * columns + g * vector
-                    if p < pixels:
+                    if planar:
+                        o = i32(first_output + r)
+                        row_ok = o < outputs
+                        at = i64(place + i64(o) * plane)
+                    else:
+                        o = i32(first_output + c)
+                        row_ok = first_pixel + i64(r) < pixels
+                        at = i64(place + (first_pixel + i64(r)) * outputs)
+                    if column_ok and row_ok:
+                        line = advance(out, at * out_size)
                         if out_vector:
-                            if o < outputs:
-                                for v in range(vector):
-                                    unroll()
-                                    results[v] = finish(sums[first + v], bias[o + v])
-                                store_whole(advance(out, line * out_size), 0, packed(results, 0))
-                        else:
                             for v in range(vector):
                                 unroll()
-                                if o + v < outputs:
-                                    store_one(
-                                        advance(out, (line + v) * out_size),
-                                        0,
-                                        (finish(sums[first + v], bias[o + v]),),
-                                    )
+                                added = bias[o] if planar else bias[o + v]
+                                results[v] = finish(sums[first + v], added)
+                            store_whole(line, 0, packed(results, 0))
+                        else:
+                            store_one(line, 0, (finish(sums[first + u], bias[o]),))
 
     return kernel

@@ -72,7 +72,7 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
     fragments_down, fragments_across = tile.fragments
     warps_across = tile.warps[1]
     tile_outputs, tile_pixels, threads = tile.outputs, tile.pixels, tile.threads
-    ahead = stages - 1
+    ahead, last_stage = stages - 1, (stages - 1) * stage_size
 
     # Elements of 16 bytes; where weights and image start in a stage, from row to row of both.
     wide = 16 // size
@@ -103,6 +103,8 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
     copy_piece = copy_async(piece * size if copied else 4)
     wait, wait_all = wait_copies(max(stages - 2, 0)), wait_copies(0)
     load_one, load_down = load_bytes(1, raw_in), load_matrices(4, False)
+    # Plain indices would be tested for being negative.
+    load_single, store_one = load_vector(1, raw_in), store_vector(1, raw_in)
     load_across = load_matrices(4 if twos else 2, planar)
     step, finish = mma(tile.operand), epilogue(activation, "float32", output)
 
@@ -179,14 +181,18 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
         for i in range(sums_count):
             unroll()
             sums[i] = np.float32(0)
-        left = cuda.local.array(held_down, types.uint32)
-        right = cuda.local.array(held_across, types.uint32)
-        for s in range(steps + ahead):
+        lefts = cuda.local.array(held_down, types.uint32)
+        rights = cuda.local.array(held_across, types.uint32)
+        # Stages where the next channels go, and of which the next ones are multiplied.
+        to = i64(0)
+        of = i64(0)
+        left = i32(channels - channel)
+        pixel_size = i64(channels) * size
+        for s in range(i32(steps + ahead)):
             if s >= ahead:
                 wait()
                 cuda.syncthreads()
             if s < steps:
-                to = i64(s % stages) * stage_size
                 if weights_all or t < weights_total:
                     for j in range(weight_pieces):
                         unroll()
@@ -201,14 +207,16 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                 if image_all or t < image_total:
                     for j in range(pieces):
                         unroll()
-                        b = j % bases
-                        k = (j // bases) * next_channel
-                        there = s * depth + channel + k < limits[b]
-                        source = advance(image, places[b] + k * channel_size)
                         if planar:
+                            b = j % bases
+                            k = (j // bases) * next_channel
+                            there = i32(s * depth + channel) + k < limits[b]
+                            source = advance(image, places[b] + k * channel_size)
                             at = to + image_to + (image_at + k * image_pitch + b * next_pixel)
                         else:
-                            at = to + image_to + (image_at + b * next_pixel * image_pitch)
+                            there = left > 0 and j * next_pixel < limits[0]
+                            source = advance(image, places[0] + j * next_pixel * pixel_size)
+                            at = to + image_to + (image_at + j * next_pixel * image_pitch)
                         if copied:
                             copy_piece(shared, at, source, 0, there)
                         else:
@@ -216,52 +224,56 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                             if there:
                                 found = load_one(source, 0)
                                 value = found[0]
-                            shared[at] = value
+                            store_one(shared, at, (value,))
+                left -= depth
                 for b in range(bases):
                     unroll()
                     places[b] += depth * channel_size
+                to = i64(to + stage_size) if to < last_stage else i64(0)
             commit_copies()
             if s >= ahead:
-                to = i64((s - ahead) % stages) * stage_size
                 for k in range(0, depth, k_size):
                     unroll()
                     for i in range(fragments_down):
                         unroll()
-                        four = load_down(shared, to + my_down + (i * 16 * down_pitch + k))
+                        four = load_down(shared, of + my_down + (i * 16 * down_pitch + k))
                         for r in range(4):
                             unroll()
-                            left[4 * i + r] = four[r] if planar else rounded(four[r])
+                            lefts[4 * i + r] = four[r] if planar else rounded(four[r])
                     if by_ones:
                         for j in range(fragments_across):
                             unroll()
-                            at = to + my_across + (k * across_pitch + 8 * j)
-                            right[2 * j] = rounded(float_to_bits(shared[at]))
-                            right[2 * j + 1] = rounded(float_to_bits(shared[at + 4 * across_pitch]))
+                            at = of + my_across + (k * across_pitch + 8 * j)
+                            rights[2 * j] = rounded(float_to_bits(load_single(shared, at)[0]))
+                            rights[2 * j + 1] = rounded(
+                                float_to_bits(load_single(shared, at + 4 * across_pitch)[0])
+                            )
                     else:
                         for j in range(loads_across):
                             unroll()
                             if planar:
-                                at = to + my_across + (k * across_pitch + 16 * j)
+                                at = of + my_across + (k * across_pitch + 16 * j)
                             else:
-                                at = to + my_across + (16 * j * across_pitch + k)
+                                at = of + my_across + (16 * j * across_pitch + k)
                             some = load_across(shared, at)
                             for r in range(4 if twos else 2):
                                 unroll()
-                                right[4 * j + r] = some[r]
+                                rights[4 * j + r] = some[r]
                     for i in range(fragments_down):
                         unroll()
-                        a = left[4 * i], left[4 * i + 1], left[4 * i + 2], left[4 * i + 3]
+                        a = lefts[4 * i], lefts[4 * i + 1], lefts[4 * i + 2], lefts[4 * i + 3]
                         for j in range(fragments_across):
                             unroll()
                             e = 4 * (i * fragments_across + j)
                             added = step(
                                 a,
-                                (right[2 * j], right[2 * j + 1]),
+                                (rights[2 * j], rights[2 * j + 1]),
                                 (sums[e], sums[e + 1], sums[e + 2], sums[e + 3]),
                             )
                             for r in range(4):
                                 unroll()
                                 sums[e + r] = added[r]
+                of = i64(of + stage_size) if of < last_stage else i64(0)
         wait_all()
         cuda.syncthreads()
 

@@ -20,8 +20,8 @@ class Spread:
         are, and a piece is of one pixel.
     piece: elements that are moved at once.
 
-    Piece j of thread t is at pixel ``pixel(t, j % bases)`` and channel ``channel(t, j // bases)``,
-    so that a thread has to find ``bases`` places in the image, once.
+    Planar, piece j of a thread is ``(j % bases) * next_pixel`` pixels and ``(j // bases) *
+    next_channel`` channels after its first; else ``j * next_pixel`` pixels.
     """
 
     planar: bool
@@ -46,7 +46,7 @@ class Spread:
 
     @property
     def bases(self) -> int:
-        return max(1, self.inner // self.threads) if self.planar else self.count
+        return max(1, self.inner // self.threads) if self.planar else 1
 
     @property
     def next_pixel(self) -> int:

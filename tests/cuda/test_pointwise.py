@@ -128,7 +128,7 @@ def aligned(plan: PointwisePlan) -> tuple[int, int]:
 def fma_tile(plan: PointwisePlan, form: int) -> FmaTile:
     vector = 16 // planner.ITEMSIZE[plan.compute]
     groups, lanes, warps, depth = (
-        ((1, 1), (2, 2), (1, 1), 2 * vector),
+        ((1, 1), (4, 2), (1, 1), 2 * vector),
         ((2, 1), (1, 4), (2, 1), 8),
         ((1, 2), (4, 1), (1, 2), 4),
         ((2, 2), (2, 4), (1, 1), 8),
