@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from numbasep.cpu import pointwise as cpu
 from numbasep.cuda import launch
+from numbasep.cuda.launch import VERSION, Kernel, cuda, types
+from numbasep.cuda.pieces import locator
 from numbasep.cuda.pointwise import run_pointwise
 from numbasep.plan import channelwise as planner
 from numbasep.plan.channelwise import LAYOUTS, PointwisePlan
-from numbasep.plan.cuda_pointwise import FmaTile, MmaTile, operand
+from numbasep.plan.cuda_pointwise import FmaTile, MmaTile, Spread, choose, operand
+from tests import oracle
 from tests.conftest import examples
 
 Array = NDArray[Any]
@@ -107,11 +114,11 @@ def planned(
 
 
 @st.composite
-def sizes(draw: Callable[..., Any], pixels: int = 20) -> tuple[int, int, int, int]:
+def sizes(draw: Callable[..., Any]) -> tuple[int, int, int, int]:
     """Batch, pixels, channels and outputs, ragged or whole vectors."""
     step = draw(st.sampled_from((1, 1, 4, 8)))
-    extents = [draw(st.integers(1, most // step)) * step for most in (pixels, 24, 24)]
-    return draw(st.integers(1, 3)), extents[0], extents[1], extents[2]
+    extents = [draw(st.integers(1, most // step)) * step for most in (11, 20, 20)]
+    return draw(st.integers(1, 2)), extents[0], extents[1], extents[2]
 
 
 def aligned(plan: PointwisePlan) -> tuple[int, int]:
@@ -128,7 +135,7 @@ def aligned(plan: PointwisePlan) -> tuple[int, int]:
 def fma_tile(plan: PointwisePlan, form: int) -> FmaTile:
     vector = 16 // planner.ITEMSIZE[plan.compute]
     groups, lanes, warps, depth = (
-        ((1, 1), (4, 2), (1, 1), 2 * vector),
+        ((1, 1), (4, 2), (1, 1), 8),
         ((2, 1), (1, 4), (2, 1), 8),
         ((1, 2), (4, 1), (1, 2), 4),
         ((2, 2), (2, 4), (1, 1), 8),
@@ -165,15 +172,51 @@ def mma_tile(plan: PointwisePlan, form: int) -> MmaTile:
     storage=st.sampled_from(("float32", "float64", "int8", "float16", "bfloat16")),
     size=sizes(),
     layout=st.sampled_from(LAYOUTS),
-    form=st.integers(0, 3),
+    activation=st.sampled_from((None, "relu6")),
+    forms=st.lists(st.integers(0, 3), min_size=2, max_size=2, unique=True),
+    whole=st.booleans(),
 )
-def test_multiply_adds_are_exact_on_integers(
-    storage: str, size: tuple[int, int, int, int], layout: str, form: int
+def test_multiply_adds(
+    storage: str,
+    size: tuple[int, int, int, int],
+    layout: str,
+    activation: str | None,
+    forms: list[int],
+    whole: bool,
 ) -> None:
-    plan = planned(storage, size, layout, weights="float32" if storage != "int8" else None)
-    case = Case(plan, 1, whole=True)
-    result = case.run(fma_tile(plan, form))
-    assert np.array_equal(result, case.sums().astype(result.dtype))
+    plan = planned(
+        storage, size, layout, activation, weights=None if storage == "int8" else "float32"
+    )
+    case = Case(plan, 1, whole=whole)
+    result = case.run(fma_tile(plan, forms[0]))
+    if whole or storage == "int8":
+        reference = case.sums()
+        if activation is not None:
+            reference = np.clip(reference, 0, 6)
+        assert np.array_equal(result, reference.astype(result.dtype))
+        return
+    # The bits are those of any other tile, and of the CPU.
+    assert result.tobytes() == case.run(fma_tile(plan, forms[1])).tobytes()
+    if storage != "float64":
+        # The simulator rounds multiply-adds of float64 twice.
+        expected = np.empty_like(result)
+        cpu.run_pointwise(plan, case.image, case.weight, case.bias, expected)
+        assert result.tobytes() == expected.tobytes()
+
+
+def hardware_bound(plan: PointwisePlan, depth: int, sums: Array) -> Array:
+    """How far sums of tensor cores may be off.
+
+    Products are exact. They are added to the sum by four or more at once (Fasi, Higham, Mikaitis
+    and Pranesh, Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021): each addend is cut to
+    the last place of the largest and so is the result, 2**-23 of the sum of absolute values for
+    each of four products, the sum before and the result; so 1.5 * 2**-23 or 3 u a channel, those
+    that fill the tile included, and one rounding for the bias. Before, each factor was rounded to
+    tf32.
+    """
+    channels = plan.channels + -plan.channels % depth
+    factors = 2 * 2.0**-11 + 2.0**-22 if plan.tf32 else 0.0
+    return factors * sums + oracle.gamma(3 * channels + 1, "float32") * sums * (1 + factors)
 
 
 @settings(max_examples=examples("cuda"))
@@ -181,13 +224,168 @@ def test_multiply_adds_are_exact_on_integers(
     name=st.sampled_from(OPERANDS),
     size=sizes(),
     layout=st.sampled_from(LAYOUTS),
+    activation=st.sampled_from((None, "relu6")),
     form=st.integers(0, 4),
+    whole=st.booleans(),
 )
-def test_tensor_cores_are_exact_on_integers(
-    name: str, size: tuple[int, int, int, int], layout: str, form: int
+def test_tensor_cores(
+    name: str,
+    size: tuple[int, int, int, int],
+    layout: str,
+    activation: str | None,
+    form: int,
+    whole: bool,
 ) -> None:
     storage = "float32" if name == "tf32" else name
-    plan = planned(storage, size, layout, tf32=name == "tf32")
-    case = Case(plan, 2, whole=True)
-    result = case.run(mma_tile(plan, form))
-    assert np.array_equal(result, case.sums().astype(result.dtype))
+    plan = planned(storage, size, layout, activation, tf32=name == "tf32")
+    case = Case(plan, 4, whole=whole)
+    if storage != "float32":
+        # Exact in the operand type, as the plan says.
+        case.weight = case.weight.astype(of(storage)).astype(np.float32)
+    tile = mma_tile(plan, form)
+    result = case.run(tile)
+    reference = case.sums()
+    if activation is not None:
+        reference = np.clip(reference, 0, 6)
+    if whole:
+        assert np.array_equal(result, reference.astype(result.dtype))
+        return
+    error = hardware_bound(plan, tile.depth, case.sums(absolute=True))
+    if storage != "float32":
+        smallest = {"float16": 2.0**-25, "bfloat16": 2.0**-134}[storage]
+        error = error + oracle.ROUNDOFF[storage] * (abs(reference) + error) + smallest
+    assert (abs(result.astype(np.float64) - reference) <= error).all()
+
+
+PATHS = (
+    ("float32", "float32", False),
+    ("float32", "float32", True),
+    ("float16", "float32", False),
+    ("float16", "float16", False),
+    ("bfloat16", "bfloat16", False),
+)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_at_its_pixel(
+    path: tuple[str, str, bool], layout: str, value: float
+) -> None:
+    """Padding of tiles multiplies nothing: 0 * inf would be NaN."""
+    storage, weights, tf32 = path
+    plan = planned(storage, (2, 11, 9, 7), layout, "relu", weights=weights, tf32=tf32)
+    case = Case(plan, 5, whole=True)
+    for image, channel, pixel in ((1, 8, 10), (0, 0, 4)):
+        case.image[(image, channel, pixel) if layout == "NCHW" else (image, pixel, channel)] = value
+    case.weight[...] = 1
+    tile = fma_tile(plan, 0) if operand(plan) is None else mma_tile(plan, 1)
+    result = case.run(tile).astype(np.float64)
+    if layout == "NHWC":
+        result = result.transpose(0, 2, 1)
+    expected = np.zeros((2, 7, 11), bool)
+    expected[1, :, 10] = expected[0, :, 4] = True
+    assert np.array_equal(np.isfinite(result), ~expected)
+    assert np.array_equal(np.isnan(result), expected & np.isnan(value))
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("offsets", [(0, 0), (2, 4), (1, 0), (0, 3)])
+def test_arrays_of_any_alignment(
+    path: tuple[str, str, bool], layout: str, offsets: tuple[int, int]
+) -> None:
+    storage, weights, tf32 = path
+    plan = planned(storage, (1, 16, 8, 16), layout, weights=weights, tf32=tf32)
+    case = Case(plan, 6, whole=True, offsets=offsets)
+    assert np.array_equal(case.run(None), case.sums())
+
+
+@given(
+    path=st.sampled_from((*PATHS, ("float64", "float64", False), ("int8", "int8", False))),
+    size=st.tuples(*[st.integers(1, most) for most in (300, 10**6, 4000, 4000)]),
+    layout=st.sampled_from(LAYOUTS),
+    image=st.integers(0, 4),
+    out=st.integers(0, 4),
+)
+def test_chosen_tiles_suit_the_kernels(
+    path: tuple[str, str, bool], size: Any, layout: str, image: int, out: int
+) -> None:
+    storage, weights, tf32 = path
+    plan = planned(storage, size, layout, weights=weights, tf32=tf32)
+    if 2**image < planner.ITEMSIZE[storage] or 2**out < planner.ITEMSIZE[plan.output]:
+        return
+    tile = choose(plan, 2**image, 2**out)
+    tile.check()
+    assert isinstance(tile, MmaTile) == (tf32 or (weights == storage and "16" in storage))
+    shared = tile.shared if isinstance(tile, MmaTile) else tile.shared(8)
+    # What a block may ask for from compute capability 7.5 on.
+    assert shared <= 64 << 10
+    assert tile.threads <= 256
+
+
+def test_tiles_that_cannot_be_shared_are_refused() -> None:
+    plan = planned("float16", (1, 16, 16, 16), "NCHW")
+    tile = mma_tile(plan, 1)
+    for wrong in (replace(tile, depth=24), replace(tile, fragments=(1, 3))):
+        with pytest.raises(ValueError, match="MmaTile"):
+            wrong.check()
+    with pytest.raises(ValueError, match="Spread"):
+        replace(tile, copy=2, depth=48, planar=False).check()
+
+
+@lru_cache
+def places_kernel(spread: Spread) -> Kernel:
+    locate, bases = locator(spread, 2), spread.bases
+    version = VERSION
+
+    def kernel(out: Any, first: int, pixels: int, plane: int, channels: int) -> None:
+        places = cuda.local.array(bases, types.int64)
+        limits = cuda.local.array(bases, types.int32)
+        t = cuda.threadIdx.x if version >= 0 else 0
+        locate(t, first, pixels, plane, channels, places, limits)
+        out[2 * t] = places[0]
+        out[2 * t + 1] = limits[0]
+
+    return Kernel(kernel, [types.CPointer(types.int64), *[types.int64] * 3, types.int32], 32)
+
+
+@pytest.mark.parametrize("planar", [True, False])
+def test_places_past_two_to_the_31(planar: bool) -> None:
+    first, plane, channels = 2**33 + 64, 2**32, 1000
+    pixels = first + 20
+    out = launch.to_device(np.zeros((32, 2), np.int64))
+    sizes = [np.int64(first), np.int64(pixels), np.int64(plane), np.int32(channels)]
+    kernel = places_kernel(Spread(planar, 64, 8, 4, 32))
+    kernel.launch(1, 32, 0, None, [launch.view(out).pointer("int64"), *sizes])
+    result = np.empty((32, 2), np.int64)
+    launch.to_host(out, result)
+    for t, (place, limit) in enumerate(result.tolist()):
+        if planar:
+            pixel, channel = 4 * (t % 16), t // 16
+            expected = (2 * channels + channel) * plane + 64 + pixel
+            assert limit == (channels if pixel < 20 else 0)
+        else:
+            pixel, channel = t // 2, 4 * (t % 2)
+            expected = (first + pixel) * channels + channel
+            assert limit == 20 - pixel
+        assert place == 2 * expected
+
+
+def test_arrays_are_kept_on_the_device_by_content() -> None:
+    def first(array: Array, count: int) -> Array:
+        return array[:count].copy()
+
+    array = np.arange(3000, dtype=np.float32)
+    kept = launch.upload(array, None)
+    assert launch.upload(array.copy(), None) is kept
+    short = launch.upload(array, None, (first, 10))
+    assert short.shape == (10,)
+    assert launch.upload(array, None, (first, 10)) is short
+    # Each single change is noticed, wherever it is.
+    for place in range(12):
+        changed = array.copy()
+        changed[place] = np.nan
+        other = np.empty_like(array)
+        launch.to_host(launch.upload(changed, None), other)
+        assert np.array_equal(other, changed, equal_nan=True)
