@@ -38,6 +38,7 @@ __all__ = [
     "empty",
     "intrinsic",
     "signature",
+    "tensor_cores",
     "to_device",
     "to_host",
     "types",
@@ -379,6 +380,11 @@ def available() -> tuple[bool, str]:
     if (major, minor) < (7, 5):
         return False, f"{name}: compute capability {major}.{minor}; the kernels need 7.5 or later"
     return True, f"{name}, compute capability {major}.{minor}, numba-cuda {version}"
+
+
+def tensor_cores() -> bool:
+    """Return whether the device knows the matrix primitives: from compute capability 8.0 on."""
+    return SIMULATOR or tuple(cuda.get_current_device().compute_capability[:2]) >= (8, 0)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,8 @@ def run_pointwise(
             (source, target), lengths, (plan.storage, plan.output), strict=True
         )
     ]
-    tile = choose(plan, *aligned) if tile is None else tile
+    if tile is None:
+        tile = choose(plan, *aligned, launch.tensor_cores())
     tile.check()
     if isinstance(tile, MmaTile):
         kernel = mma_kernel(tile, plan.output, plan.activation)
@@ -94,7 +95,7 @@ def run_pointwise(
             source.pointer("uint8"),
             target.pointer("uint8"),
             launch.view(arranged).pointer("uint8"),
-            launch.view(padded).pointer(numba_type(plan.compute)),
+            launch.view(padded).pointer("uint8"),
             np.int64(pixels),
             np.int64(plan.pixels),
             *map(np.int32, (plan.channels, plan.outputs, tiles)),
@@ -141,11 +142,11 @@ def _arranged(weight: Array, outputs: int, depth: int, form: str) -> Array:
 @lru_cache(maxsize=256)
 def fma_kernel(tile: FmaTile, storage: str, compute: str, output: str, activation: str) -> Kernel:
     """Return the kernel of a tile, three dtypes and an activation."""
-    bytes_, numbers = types.CPointer(types.uint8), types.CPointer(numba_type(compute))
+    pointer = types.CPointer(types.uint8)
     # Two blocks on a multiprocessor leave 128 registers a thread.
     return Kernel(
         _fma(tile, storage, compute, output, activation),
-        [bytes_, bytes_, bytes_, numbers, *[types.int64] * 2, *[types.int32] * 3],
+        [*[pointer] * 4, *[types.int64] * 2, *[types.int32] * 3],
         tile.threads,
         max(1, 512 // tile.threads),
     )
@@ -188,6 +189,7 @@ def _fma(
     locate, widened = locator(spread, in_size), widen(storage, compute)
     step, finish = multiply_add(compute), epilogue(activation, compute, output)
     load_piece, load_weights = load_bytes(piece, raw_in), load_bytes(vector, element)
+    load_bias = load_bytes(1, element)
     # Plain indices would be tested for being negative.
     store_number = store_vector(1, element)
     load_numbers, store_numbers = load_vector(vector, element), store_vector(vector, element)
@@ -385,10 +387,11 @@ def _fma(
                         if out_vector:
                             for v in range(vector):
                                 unroll()
-                                added = bias[o] if planar else bias[o + v]
-                                results[v] = finish(sums[first + v], added)
+                                added = load_bias(bias, i64(o if planar else o + v) * size)
+                                results[v] = finish(sums[first + v], added[0])
                             store_whole(line, 0, packed(results, 0))
                         else:
-                            store_one(line, 0, (finish(sums[first + u], bias[o]),))
+                            added = load_bias(bias, i64(o) * size)
+                            store_one(line, 0, (finish(sums[first + u], added[0]),))
 
     return kernel

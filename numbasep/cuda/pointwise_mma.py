@@ -11,7 +11,7 @@ the one that is multiplied::
     out (rows x columns) = A @ B      outputs x pixels             pixels x outputs
 
 A warp computes ``fragments`` of 16 rows by 8 columns. Both operands come as 8 x 8 matrices, 16
-bytes of a row for each lane; rows are padded by 16 bytes, so that 8 of them lie in different banks.
+bytes of a row for each lane, which change places in their rows so that 8 lie in different banks.
 What NCHW has the other way round is transposed on the way to registers; tf32 numbers, which that
 does not do, are loaded one by one. Results change places in shared memory, 16 rows at a time, to be
 stored 16 bytes a lane.
@@ -59,9 +59,9 @@ def mma_kernel(tile: MmaTile, output: str, activation: str) -> Kernel:
     pointer = types.CPointer(types.uint8)
     return Kernel(
         _mma(tile, output, activation),
-        [*[pointer] * 3, types.CPointer(types.float32), *[types.int64] * 2, *[types.int32] * 3],
+        [*[pointer] * 4, *[types.int64] * 2, *[types.int32] * 3],
         tile.threads,
-        max(1, 512 // tile.threads),
+        tile.blocks,
     )
 
 
@@ -76,10 +76,13 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
 
     # Elements of 16 bytes; where weights and image start in a stage, from row to row of both.
     wide = 16 // size
-    weights_pitch, image_pitch = tile.weights_pitch, tile.image_pitch
-    image_at = tile_outputs * weights_pitch
-    down_at, down_pitch = (0, weights_pitch) if planar else (image_at, image_pitch)
-    across_at, across_pitch = (image_at, image_pitch) if planar else (0, weights_pitch)
+    image_pitch = tile.image_pitch
+    image_at = tile_outputs * depth
+    down_at, across_at = (0, image_at) if planar else (image_at, 0)
+    across_pitch = image_pitch if planar else depth
+    chunks = tile.chunks
+    lines, last_chunk, wide_bits = 3 - (chunks.bit_length() - 1), chunks - 1, wide.bit_length() - 1
+    k_steps = depth // k_size
     # Matrices across by twos, but for the tf32 numbers of a planar image.
     by_ones = planar and single
     twos = fragments_across > 1
@@ -102,7 +105,8 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
     copy_weights = copy_async(16)
     copy_piece = copy_async(piece * size if copied else 4)
     wait, wait_all = wait_copies(max(stages - 2, 0)), wait_copies(0)
-    load_one, load_down = load_bytes(1, raw_in), load_matrices(4, False)
+    load_one, load_bias = load_bytes(1, raw_in), load_bytes(1, types.float32)
+    load_down = load_matrices(4, False)
     # Plain indices would be tested for being negative.
     load_single, store_one = load_vector(1, raw_in), store_vector(1, raw_in)
     load_across = load_matrices(4 if twos else 2, planar)
@@ -112,6 +116,12 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
     def rounded(bits: Any) -> Any:
         return to_tf32(bits_to_float(bits)) if single else bits
 
+    @device_function
+    def placed(row: int, element: int) -> int:
+        """Return where an element of a row of channels is: see ``MmaTile.chunks``."""
+        chunk = (element >> wide_bits) ^ ((row >> lines) & last_chunk)
+        return i32(row * depth + (chunk << wide_bits) + (element & (wide - 1)))
+
     # The results of 16 rows: whole vectors or single ones, as a lane finds them.
     result_pitch = tile.result_pitch
     vector = wide if tile.out_vector else 1
@@ -120,8 +130,11 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
     rows_at_once = max(1, 32 // across)
     turns = max(1, 16 // rows_at_once) * spots
     busy = 16 * across
-    store_pair, load_results = store_vector(2, raw_out), load_vector(vector, raw_out)
-    store_results = store_bytes(vector, raw_out)
+    # Vectors travel as words: LLVM halves those of eight 2-byte elements.
+    unit = types.uint32 if tile.out_vector else raw_out
+    per_unit, units = (4 // size, 4) if tile.out_vector else (1, 1)
+    store_pair, load_results = store_vector(2, raw_out), load_vector(units, unit)
+    store_results = store_bytes(units, unit)
     version = VERSION
 
     def kernel(
@@ -148,10 +161,10 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
         limits = cuda.local.array(bases, types.int32)
         channel, near = locate(t, first_pixel, pixels, plane, channels, places, limits)
         channel_size = i64(plane * size) if planar else i64(size)
-        image_to = i64(channel * image_pitch + near if planar else near * image_pitch + channel)
+        image_to = i64(image_at + channel * image_pitch + near)
         weight_o = i32(t // weight_inner)
         weight_k = i32(i32(t - weight_o * weight_inner) * wide)
-        weights_to = i64(weight_o * weights_pitch + weight_k)
+        weights_to = i64(placed(weight_o, weight_k))
         weight_row = i64(steps * depth * size)
         weight_place = i64(i64(first_output + weight_o) * weight_row + weight_k * size)
 
@@ -163,19 +176,20 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
         g = i32(lane // 4)
         q = i32(lane - g * 4)
         # Where the rows of matrices start that this lane names.
-        my_down = i64(down_at + i32(row + lane % 16) * down_pitch + (lane // 16) * wide)
+        downs = cuda.local.array(k_steps, types.int64)
+        acrosses = cuda.local.array(k_steps, types.int64)
         second = i32(lane // 16) if twos else i32(0)
         half = i32((lane // 8) % 2)
-        if by_ones:
-            my_across = i64(across_at + q * across_pitch + column + g)
-        elif planar:
-            my_across = i64(
-                across_at + i32(lane % 8 + 8 * half) * across_pitch + column + 8 * second
-            )
-        else:
-            my_across = i64(
-                across_at + i32(column + lane % 8 + 8 * second) * across_pitch + half * wide
-            )
+        for k in range(k_steps):
+            unroll()
+            downs[k] = i64(down_at + placed(row + lane % 16, (2 * k + lane // 16) * wide))
+            if planar:
+                first = i32(q if by_ones else lane % 8 + 8 * half)
+                side = i32(column + (g if by_ones else 8 * second))
+                acrosses[k] = i64(across_at + (k * k_size + first) * across_pitch + side)
+            else:
+                side = i32(column + lane % 8 + 8 * second)
+                acrosses[k] = i64(across_at + placed(side, (2 * k + half) * wide))
 
         sums = cuda.local.array(sums_count, types.float32)
         for i in range(sums_count):
@@ -198,7 +212,7 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                         unroll()
                         copy_weights(
                             shared,
-                            to + weights_to + j * next_output * weights_pitch,
+                            to + weights_to + j * next_output * depth,
                             advance(weight, weight_place + j * next_output * weight_row),
                             0,
                             True,
@@ -212,11 +226,11 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                             k = (j // bases) * next_channel
                             there = i32(s * depth + channel) + k < limits[b]
                             source = advance(image, places[b] + k * channel_size)
-                            at = to + image_to + (image_at + k * image_pitch + b * next_pixel)
+                            at = to + image_to + (k * image_pitch + b * next_pixel)
                         else:
                             there = left > 0 and j * next_pixel < limits[0]
                             source = advance(image, places[0] + j * next_pixel * pixel_size)
-                            at = to + image_to + (image_at + j * next_pixel * image_pitch)
+                            at = to + i64(image_at + placed(near + j * next_pixel, channel))
                         if copied:
                             copy_piece(shared, at, source, 0, there)
                         else:
@@ -232,18 +246,18 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                 to = i64(to + stage_size) if to < last_stage else i64(0)
             commit_copies()
             if s >= ahead:
-                for k in range(0, depth, k_size):
+                for k in range(k_steps):
                     unroll()
                     for i in range(fragments_down):
                         unroll()
-                        four = load_down(shared, of + my_down + (i * 16 * down_pitch + k))
+                        four = load_down(shared, of + downs[k] + i * 16 * depth)
                         for r in range(4):
                             unroll()
                             lefts[4 * i + r] = four[r] if planar else rounded(four[r])
                     if by_ones:
                         for j in range(fragments_across):
                             unroll()
-                            at = of + my_across + (k * across_pitch + 8 * j)
+                            at = of + acrosses[k] + 8 * j
                             rights[2 * j] = rounded(float_to_bits(load_single(shared, at)[0]))
                             rights[2 * j + 1] = rounded(
                                 float_to_bits(load_single(shared, at + 4 * across_pitch)[0])
@@ -252,9 +266,9 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                         for j in range(loads_across):
                             unroll()
                             if planar:
-                                at = of + my_across + (k * across_pitch + 16 * j)
+                                at = of + acrosses[k] + 16 * j
                             else:
-                                at = of + my_across + (16 * j * across_pitch + k)
+                                at = of + acrosses[k] + 16 * j * depth
                             some = load_across(shared, at)
                             for r in range(4 if twos else 2):
                                 unroll()
@@ -281,12 +295,14 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
         mine = i64(warp * (16 * result_pitch))
         my_row = i32(lane // across)
         my_column = i32(i32(lane - my_row * across) * vector)
+        gathered = cuda.shared.array(0, unit)
+        mine_at = i64(i32(mine + my_row * result_pitch + my_column) // per_unit)
         # Where a lane's columns are in memory, in the first row.
         lines = cuda.local.array(spots, types.int64)
         ends = cuda.local.array(spots, types.int32)
         for b in range(spots):
             unroll()
-            c = i32(column + my_column + 32 * b)
+            c = i32(column + my_column + 32 * b * vector)
             if planar:
                 pixel = i64(first_pixel + i64(c))
                 ends[b] = i32(outputs) if pixel < pixels else i32(0)
@@ -303,11 +319,12 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                 for h in range(2):
                     unroll()
                     if planar:
-                        low = bias[first_output + first_row + g + 8 * h]
+                        low = load_bias(bias, 4 * i64(first_output + first_row + g + 8 * h))[0]
                         high = low
                     else:
-                        low = bias[first_output + column + 8 * j + 2 * q]
-                        high = bias[first_output + column + 8 * j + 2 * q + 1]
+                        at = 4 * i64(first_output + column + 8 * j + 2 * q)
+                        low = load_bias(bias, at)[0]
+                        high = load_bias(bias, at + 4)[0]
                     store_pair(
                         results,
                         mine + i32(g * result_pitch + 2 * q) + (8 * h * result_pitch + 8 * j),
@@ -318,9 +335,10 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
                 for s in range(turns):
                     unroll()
                     b = s % spots
-                    down = i32(my_row + (s // spots) * rows_at_once)
+                    skipped = (s // spots) * rows_at_once
+                    down = i32(my_row + skipped)
                     found = load_results(
-                        results, mine + i32(down * result_pitch + my_column) + 32 * b
+                        gathered, mine_at + (skipped * result_pitch + 32 * b * vector) // per_unit
                     )
                     if planar:
                         o = i32(first_output + first_row + down)

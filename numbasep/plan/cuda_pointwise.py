@@ -137,6 +137,7 @@ class FmaTile:
         return 2 * self.depth * (self.outputs + self.pitch) * size
 
     def check(self) -> None:
+        """Refuse what the kernel does not cover."""
         self.image.check()
         self.weights.check()
 
@@ -204,27 +205,28 @@ class MmaTile:
         return Spread(False, self.outputs, self.depth, 16 // self.size, self.threads)
 
     @property
-    def weights_pitch(self) -> int:
-        """Elements from one output to the next: 16 bytes more let 8 rows be read at once."""
-        return self.depth + 16 // self.size
+    def chunks(self) -> int:
+        """Pieces of 16 bytes in a row of channels in shared memory.
+
+        Chunk c of row r is at place ``c ^ (r // (8 // chunks) % chunks)`` of the row: equal chunks
+        of 8 rows are in different banks, as 8 neighbours are.
+        """
+        return self.depth * self.size // 16
 
     @property
     def image_pitch(self) -> int:
         """Elements from one channel (planar) or pixel to the next in shared memory.
 
-        Two-byte rows: as for the weights. Single tf32 numbers of 4 channels by 8 pixels are in
-        different banks where 8 numbers are added.
+        Planar rows are padded: matrices of 2-byte elements are read by 8 rows at once, single tf32
+        numbers from 4 channels by 8 pixels.
         """
-        return self.pixels + 8 if self.planar else self.weights_pitch
-
-    @property
-    def image_tile(self) -> int:
-        return self.image_pitch * (self.depth if self.planar else self.pixels)
+        return self.pixels + 8 if self.planar else self.depth
 
     @property
     def stage(self) -> int:
         """Elements of one stage: the weights, then the image."""
-        return self.outputs * self.weights_pitch + self.image_tile
+        rows = self.depth if self.planar else self.pixels
+        return self.outputs * self.depth + rows * self.image_pitch
 
     @property
     def result_pitch(self) -> int:
@@ -237,13 +239,22 @@ class MmaTile:
         gathered = 16 * self.result_pitch * self.threads // 32
         return max(self.stages * self.stage, gathered) * self.size
 
+    @property
+    def blocks(self) -> int:
+        """Blocks to fit on a multiprocessor: 256 registers a thread for 128 sums, else 128."""
+        sums = 4 * self.fragments[0] * self.fragments[1]
+        return max(1, (256 if sums > 64 else 512) // self.threads)
+
     def check(self) -> None:
-        self.image.check()
-        self.weights.check()
+        """Refuse what the kernel does not cover."""
         if self.fragments[1] > 1 and self.fragments[1] % 2:
             raise ValueError(f"{self}: an odd number of fragments across")
         if self.depth % OPERANDS[self.operand][1]:
             raise ValueError(f"{self}: part of a multiply-add")
+        if self.chunks not in (2, 4, 8) or self.threads < 8 * self.chunks:
+            raise ValueError(f"{self}: rows of {self.chunks} times 16 bytes")
+        self.image.check()
+        self.weights.check()
 
 
 def operand(plan: PointwisePlan) -> str | None:
@@ -260,10 +271,10 @@ def operand(plan: PointwisePlan) -> str | None:
 
 # (fragments, warps) and (groups, lanes, warps) that are tried, down and across; see ``choose``.
 _MMA = (
-    ((2, 8), (4, 2)),
+    ((4, 8), (2, 2)),
     ((2, 8), (2, 2)),
     ((2, 4), (2, 2)),
-    ((2, 8), (4, 1)),
+    ((4, 8), (2, 1)),
     ((2, 4), (1, 4)),
     ((1, 2), (1, 1)),
 )
@@ -278,24 +289,27 @@ _FMA = (
 
 
 @lru_cache(maxsize=1024)
-def choose(plan: PointwisePlan, image_aligned: int, out_aligned: int) -> FmaTile | MmaTile:
+def choose(
+    plan: PointwisePlan, image_aligned: int, out_aligned: int, tensor_cores: bool = True
+) -> FmaTile | MmaTile:
     """Return the tile for a plan.
 
     image_aligned, out_aligned: the power of two, up to 16, that divides the addresses (in bytes) of
         all rows of image and out.
+    tensor_cores: whether the device has them; single multiply-adds are more exact, if anything.
 
     The tile with the least work in the longest queue of a multiprocessor: multiply-adds, those for
     what hangs over the edge included, and loads into shared memory, which cost about as much as 16
     (single numbers) or 128 (tensor cores) multiply-adds each.
     """
-    name = operand(plan)
+    name = operand(plan) if tensor_cores else None
     tiles: list[FmaTile | MmaTile] = []
     planar = plan.layout == "NCHW"
     if name is not None:
         size, k = OPERANDS[name]
         copy = image_aligned if image_aligned >= 4 else size
         for fragments, warps in _MMA:
-            tiles.append(MmaTile(planar, name, fragments, warps, 2 * k, 3, copy, out_aligned == 16))
+            tiles.append(MmaTile(planar, name, fragments, warps, 2 * k, 4, copy, out_aligned == 16))
     else:
         vector = 16 // ITEMSIZE[plan.compute]
         for groups, lanes, warps in _FMA:

@@ -318,9 +318,12 @@ def test_chosen_tiles_suit_the_kernels(
     tile = choose(plan, 2**image, 2**out)
     tile.check()
     assert isinstance(tile, MmaTile) == (tf32 or (weights == storage and "16" in storage))
-    shared = tile.shared if isinstance(tile, MmaTile) else tile.shared(8)
-    # What a block may ask for from compute capability 7.5 on.
-    assert shared <= 64 << 10
+    assert isinstance(choose(plan, 2**image, 2**out, tensor_cores=False), FmaTile)
+    if isinstance(tile, MmaTile):
+        # What every device from compute capability 8.0 on grants to a block.
+        assert tile.shared <= 99 << 10
+    else:
+        assert tile.shared(planner.ITEMSIZE[plan.compute]) <= launch.SHARED_DEFAULT
     assert tile.threads <= 256
 
 
@@ -330,8 +333,10 @@ def test_tiles_that_cannot_be_shared_are_refused() -> None:
     for wrong in (replace(tile, depth=24), replace(tile, fragments=(1, 3))):
         with pytest.raises(ValueError, match="MmaTile"):
             wrong.check()
+    with pytest.raises(ValueError, match="MmaTile"):
+        replace(tile, depth=64).check()
     with pytest.raises(ValueError, match="Spread"):
-        replace(tile, copy=2, depth=48, planar=False).check()
+        Spread(True, 24, 8, 1, 32).check()
 
 
 @lru_cache
