@@ -143,12 +143,11 @@ def _arranged(weight: Array, outputs: int, depth: int, form: str) -> Array:
 def fma_kernel(tile: FmaTile, storage: str, compute: str, output: str, activation: str) -> Kernel:
     """Return the kernel of a tile, three dtypes and an activation."""
     pointer = types.CPointer(types.uint8)
-    # Two blocks on a multiprocessor leave 128 registers a thread.
     return Kernel(
         _fma(tile, storage, compute, output, activation),
         [*[pointer] * 4, *[types.int64] * 2, *[types.int32] * 3],
         tile.threads,
-        max(1, 512 // tile.threads),
+        tile.blocks,
     )
 
 

@@ -132,6 +132,11 @@ class FmaTile:
         """
         return self.pixels + (0 if self.planar else self.vector)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks to fit on a multiprocessor: 128 registers a thread, 256 for 8-byte numbers."""
+        return max(1, (512 if self.vector == 4 else 256) // self.threads)
+
     def shared(self, size: int) -> int:
         """Return the bytes of two buffers of weights and image."""
         return 2 * self.depth * (self.outputs + self.pitch) * size

@@ -204,6 +204,17 @@ def test_multiply_adds(
         assert result.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_integers_wrap_around(layout: str) -> None:
+    plan = planned("int8", (2, 3, 5, 9), layout)
+    case = Case(plan, 2, whole=True)
+    case.bias[::2] = 2**31 - 1
+    case.bias[1::2] = -(2**31)
+    reference = case.sums().astype(np.int64)
+    assert (abs(reference) > 2**31).any()
+    assert np.array_equal(case.run(fma_tile(plan, 0)), reference.astype(np.int32))
+
+
 def hardware_bound(plan: PointwisePlan, depth: int, sums: Array) -> Array:
     """How far sums of tensor cores may be off.
 
