@@ -188,7 +188,6 @@ def _fma(
     locate, widened = locator(spread, in_size), widen(storage, compute)
     step, finish = multiply_add(compute), epilogue(activation, compute, output)
     load_piece, load_weights = load_bytes(piece, raw_in), load_bytes(vector, element)
-    load_bias = load_bytes(1, element)
     # Plain indices would be tested for being negative.
     store_number = store_vector(1, element)
     load_numbers, store_numbers = load_vector(vector, element), store_vector(vector, element)
@@ -355,6 +354,23 @@ def _fma(
                         store_numbers(shared, at, packed(weight_values, j * vector))
                 cuda.syncthreads()
 
+        # Biases, padded to whole tiles, take the place of the factors.
+        if planar:
+            for g in range(groups_down):
+                unroll()
+                at = i64(first_output + my_down + g * next_down) * size
+                numbers = load_weights(advance(bias, at), 0)
+                for v in range(vector):
+                    unroll()
+                    down[g * vector + v] = numbers[v]
+        else:
+            for g in range(groups_across):
+                unroll()
+                at = i64(first_output + my_across + g * next_across) * size
+                numbers = load_weights(advance(bias, at), 0)
+                for v in range(vector):
+                    unroll()
+                    across[g * vector + v] = numbers[v]
         results = cuda.local.array(vector, raw_out)
         for g in range(groups_across):
             unroll()
@@ -372,25 +388,23 @@ def _fma(
                 for i in range(rows):
                     unroll()
                     r = i32(my_down + ((i // vector) * next_down + i % vector))
-                    first = i * columns + g * vector
                     if planar:
                         o = i32(first_output + r)
                         row_ok = o < outputs
                         at = i64(place + i64(o) * plane)
                     else:
-                        o = i32(first_output + c)
                         row_ok = first_pixel + i64(r) < pixels
                         at = i64(place + (first_pixel + i64(r)) * outputs)
                     if column_ok and row_ok:
                         line = advance(out, at * out_size)
+                        for v in range(vector if out_vector else 1):
+                            unroll()
+                            j = g * vector + u + v
+                            added = down[i] if planar else across[j]
+                            results[v] = finish(sums[i * columns + j], added)
                         if out_vector:
-                            for v in range(vector):
-                                unroll()
-                                added = load_bias(bias, i64(o if planar else o + v) * size)
-                                results[v] = finish(sums[first + v], added[0])
                             store_whole(line, 0, packed(results, 0))
                         else:
-                            added = load_bias(bias, i64(o) * size)
-                            store_one(line, 0, (finish(sums[first + u], added[0]),))
+                            store_one(line, 0, (results[0],))
 
     return kernel

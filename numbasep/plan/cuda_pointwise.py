@@ -252,8 +252,8 @@ class MmaTile:
 
     def check(self) -> None:
         """Refuse what the kernel does not cover."""
-        if self.fragments[1] > 1 and self.fragments[1] % 2:
-            raise ValueError(f"{self}: an odd number of fragments across")
+        if self.fragments[1] not in (1, 2, 4, 8):
+            raise ValueError(f"{self}: {self.fragments[1]} fragments across")
         if self.depth % OPERANDS[self.operand][1]:
             raise ValueError(f"{self}: part of a multiply-add")
         if self.chunks not in (2, 4, 8) or self.threads < 8 * self.chunks:
@@ -279,7 +279,8 @@ _MMA = (
     ((4, 8), (2, 2)),
     ((2, 8), (2, 2)),
     ((2, 4), (2, 2)),
-    ((4, 8), (2, 1)),
+    ((2, 8), (1, 4)),
+    ((4, 4), (4, 1)),
     ((2, 4), (1, 4)),
     ((1, 2), (1, 1)),
 )
@@ -288,6 +289,7 @@ _FMA = (
     ((2, 2), (4, 8), (2, 2)),
     ((2, 2), (4, 8), (4, 1)),
     ((2, 2), (4, 8), (1, 4)),
+    ((2, 1), (4, 8), (4, 1)),
     ((1, 1), (4, 8), (4, 2)),
     ((1, 1), (4, 8), (1, 1)),
 )
@@ -325,7 +327,7 @@ def choose(
                     groups if vector == 4 else (2 * groups[0], groups[1]),
                     lanes,
                     warps,
-                    8 if groups == (2, 2) else 16,
+                    16 if groups == (1, 1) else 8,
                     image_aligned >= vector * ITEMSIZE[plan.storage],
                     out_aligned >= vector * ITEMSIZE[plan.output],
                 )
