@@ -124,15 +124,16 @@ def _mma(tile: MmaTile, output: str, activation: str) -> Callable[..., None]:
 
     # The results of 16 rows: whole vectors or single ones, as a lane finds them.
     result_pitch = tile.result_pitch
-    vector = wide if tile.out_vector else 1
+    vector = max(1, tile.store // size)
     across = 8 * fragments_across // vector
     spots = max(1, across // 32)
     rows_at_once = max(1, 32 // across)
     turns = max(1, 16 // rows_at_once) * spots
     busy = 16 * across
     # Vectors travel as words: LLVM halves those of eight 2-byte elements.
-    unit = types.uint32 if tile.out_vector else raw_out
-    per_unit, units = (4 // size, 4) if tile.out_vector else (1, 1)
+    words = tile.store >= 4
+    unit = types.uint32 if words else raw_out
+    per_unit, units = (4 // size, tile.store // 4) if words else (1, 1)
     store_pair, load_results = store_vector(2, raw_out), load_vector(units, unit)
     store_results = store_bytes(units, unit)
     version = VERSION

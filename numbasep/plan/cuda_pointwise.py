@@ -98,6 +98,11 @@ class FmaTile:
         return self.lanes[0] * self.lanes[1] * self.warps[0] * self.warps[1]
 
     @property
+    def reach(self) -> tuple[int, int]:
+        """Sums of a thread that a number goes into when it is read: down and across."""
+        return self.vector * self.groups[1], self.vector * self.groups[0]
+
+    @property
     def rows(self) -> int:
         return self.vector * self.groups[0] * self.lanes[0] * self.warps[0]
 
@@ -163,7 +168,7 @@ class MmaTile:
     stages: tiles of so many channels in shared memory, all but one on their way.
     copy: bytes that are copied at once from the image: 16, 8 or 4 as its rows are aligned, or one
         element that goes through a register.
-    out_vector: whether rows of out are aligned for 16 bytes.
+    store: bytes that are stored at once: 16, 8 or 4 as rows of out are aligned, or one element.
     """
 
     planar: bool
@@ -173,7 +178,7 @@ class MmaTile:
     depth: int
     stages: int
     copy: int
-    out_vector: bool
+    store: int
 
     @property
     def threads(self) -> int:
@@ -182,6 +187,11 @@ class MmaTile:
     @property
     def size(self) -> int:
         return OPERANDS[self.operand][0]
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Sums of a warp that a number goes into when it is read: down and across."""
+        return 8 * self.fragments[1], 16 * self.fragments[0]
 
     @property
     def rows(self) -> int:
@@ -305,18 +315,18 @@ def choose(
         all rows of image and out.
     tensor_cores: whether the device has them; single multiply-adds are more exact, if anything.
 
-    The tile with the least work in the longest queue of a multiprocessor: multiply-adds, those for
-    what hangs over the edge included, and loads into shared memory, which cost about as much as 16
-    (single numbers) or 128 (tensor cores) multiply-adds each.
+    The tile with the least work in the longest queue of a multiprocessor, in multiply-adds: those
+    for what hangs over the edge included, and 16 (single numbers) or 128 (tensor cores) for a
+    number's way into shared memory, 2 or 16 each time it is read there.
     """
     name = operand(plan) if tensor_cores else None
     tiles: list[FmaTile | MmaTile] = []
     planar = plan.layout == "NCHW"
     if name is not None:
         size, k = OPERANDS[name]
-        copy = image_aligned if image_aligned >= 4 else size
+        copy, store = (step if step >= 4 else size for step in (image_aligned, out_aligned))
         for fragments, warps in _MMA:
-            tiles.append(MmaTile(planar, name, fragments, warps, 2 * k, 4, copy, out_aligned == 16))
+            tiles.append(MmaTile(planar, name, fragments, warps, 2 * k, 4, copy, store))
     else:
         vector = 16 // ITEMSIZE[plan.compute]
         for groups, lanes, warps in _FMA:
@@ -332,12 +342,14 @@ def choose(
                     out_aligned >= vector * ITEMSIZE[plan.output],
                 )
             )
-    loads = 16 if name is None else 128
+    write, read = (16, 2) if name is None else (128, 16)
     pixels = plan.batch * plan.pixels
 
     def work(tile: FmaTile | MmaTile) -> int:
         blocks = -(-pixels // tile.pixels) * -(-plan.outputs // tile.outputs)
         queue = -(-blocks // FEWEST_TILES["cuda"])
-        return queue * (tile.pixels * tile.outputs + loads * (tile.pixels + tile.outputs))
+        sums = tile.pixels * tile.outputs
+        reads = sum(sums // reach for reach in tile.reach)
+        return queue * (sums + read * reads + write * (tile.pixels + tile.outputs))
 
     return min(tiles, key=work)

@@ -116,7 +116,7 @@ def planned(
 @st.composite
 def sizes(draw: Callable[..., Any]) -> tuple[int, int, int, int]:
     """Batch, pixels, channels and outputs, ragged or whole vectors."""
-    step = draw(st.sampled_from((1, 1, 4, 8)))
+    step = draw(st.sampled_from((1, 1, 2, 4, 8)))
     extents = [draw(st.integers(1, most // step)) * step for most in (11, 20, 20)]
     return draw(st.integers(1, 2)), extents[0], extents[1], extents[2]
 
@@ -163,7 +163,7 @@ def mma_tile(plan: PointwisePlan, form: int) -> MmaTile:
     size = planner.ITEMSIZE[plan.storage]
     return MmaTile(
         plan.layout == "NCHW", name, fragments, warps, depth, stages,
-        image if image >= 4 else size, out == 16,
+        image if image >= 4 else size, out if out >= 4 else size,
     )  # fmt: skip
 
 
