@@ -6,6 +6,7 @@ outputs in NHWC, the pixels of a whole batch side by side. A block computes a ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -305,6 +306,35 @@ _FMA = (
 )
 
 
+def candidates(
+    plan: PointwisePlan, image_aligned: int, out_aligned: int, tensor_cores: bool = True
+) -> list[FmaTile] | list[MmaTile]:
+    """Return the tiles among which ``choose`` does."""
+    name = operand(plan) if tensor_cores else None
+    planar = plan.layout == "NCHW"
+    if name is not None:
+        size, k = OPERANDS[name]
+        copy, store = (step if step >= 4 else size for step in (image_aligned, out_aligned))
+        return [
+            MmaTile(planar, name, fragments, warps, 2 * k, 4, copy, store)
+            for fragments, warps in _MMA
+        ]
+    vector = 16 // ITEMSIZE[plan.compute]
+    return [
+        FmaTile(
+            planar,
+            vector,
+            groups if vector == 4 else (2 * groups[0], groups[1]),
+            lanes,
+            warps,
+            16 if groups == (1, 1) else 8,
+            image_aligned >= vector * ITEMSIZE[plan.storage],
+            out_aligned >= vector * ITEMSIZE[plan.output],
+        )
+        for groups, lanes, warps in _FMA
+    ]
+
+
 @lru_cache(maxsize=1024)
 def choose(
     plan: PointwisePlan, image_aligned: int, out_aligned: int, tensor_cores: bool = True
@@ -319,30 +349,8 @@ def choose(
     for what hangs over the edge included, and 16 (single numbers) or 128 (tensor cores) for a
     number's way into shared memory, 2 or 16 each time it is read there.
     """
-    name = operand(plan) if tensor_cores else None
-    tiles: list[FmaTile | MmaTile] = []
-    planar = plan.layout == "NCHW"
-    if name is not None:
-        size, k = OPERANDS[name]
-        copy, store = (step if step >= 4 else size for step in (image_aligned, out_aligned))
-        for fragments, warps in _MMA:
-            tiles.append(MmaTile(planar, name, fragments, warps, 2 * k, 4, copy, store))
-    else:
-        vector = 16 // ITEMSIZE[plan.compute]
-        for groups, lanes, warps in _FMA:
-            tiles.append(
-                FmaTile(
-                    planar,
-                    vector,
-                    groups if vector == 4 else (2 * groups[0], groups[1]),
-                    lanes,
-                    warps,
-                    16 if groups == (1, 1) else 8,
-                    image_aligned >= vector * ITEMSIZE[plan.storage],
-                    out_aligned >= vector * ITEMSIZE[plan.output],
-                )
-            )
-    write, read = (16, 2) if name is None else (128, 16)
+    tiles: Sequence[FmaTile | MmaTile] = candidates(plan, image_aligned, out_aligned, tensor_cores)
+    write, read = (128, 16) if isinstance(tiles[0], MmaTile) else (16, 2)
     pixels = plan.batch * plan.pixels
 
     def work(tile: FmaTile | MmaTile) -> int:

@@ -21,7 +21,7 @@ from numbasep.cuda.pieces import locator
 from numbasep.cuda.pointwise import run_pointwise
 from numbasep.plan import channelwise as planner
 from numbasep.plan.channelwise import LAYOUTS, PointwisePlan
-from numbasep.plan.cuda_pointwise import FmaTile, MmaTile, Spread, choose, operand
+from numbasep.plan.cuda_pointwise import FmaTile, MmaTile, Spread, candidates, choose, operand
 from tests import oracle
 from tests.conftest import examples
 
@@ -336,6 +336,15 @@ def test_chosen_tiles_suit_the_kernels(
     else:
         assert tile.shared(planner.ITEMSIZE[plan.compute]) <= launch.SHARED_DEFAULT
     assert tile.threads <= 256
+
+
+@pytest.mark.parametrize(("path", "layout"), [(PATHS[0], "NCHW"), (PATHS[3], "NHWC")])
+def test_each_tile_that_may_be_chosen(path: tuple[str, str, bool], layout: str) -> None:
+    storage, weights, tf32 = path
+    plan = planned(storage, (2, 20, 24, 24), layout, weights=weights, tf32=tf32)
+    case = Case(plan, 7, whole=True)
+    for tile in candidates(plan, *aligned(plan)):
+        assert np.array_equal(case.run(tile), case.sums()), tile
 
 
 def test_tiles_that_cannot_be_shared_are_refused() -> None:
