@@ -16,6 +16,10 @@ What NCHW has the other way round is transposed on the way to registers; tf32 nu
 does not do, are loaded one by one. Results change places in shared memory, 16 rows at a time, to be
 stored 16 bytes a lane.
 
+These are the instructions of every device from compute capability 8.0 on. Hopper multiplies faster
+by ``wgmma``, which matters where memory no longer binds: from some 256 channels and outputs on, in
+16 bits.
+
 The order of additions is the hardware's within 8 or 16 channels, ascending from one such group to
 the next.
 """
