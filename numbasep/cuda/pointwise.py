@@ -75,7 +75,8 @@ def run_pointwise(
     ]
     if tile is None:
         tile = choose(plan, *aligned, launch.tensor_cores())
-    tile.check()
+    else:
+        tile.check()
     if isinstance(tile, MmaTile):
         kernel = mma_kernel(tile, plan.output, plan.activation)
         shared = tile.shared
