@@ -25,6 +25,7 @@ from numbasep.cuda.primitives import (
     round_to_integer,
     truncate_to_float,
     u32,
+    wrapping_fma,
 )
 
 REAL_PARTS = {"complex64": "float32", "complex128": "float64"}
@@ -162,6 +163,8 @@ def multiply_add(compute: str) -> Any:
     """Return ``step(total, tap, value) -> total + tap * value``."""
     if compute == "int64":
         return device_function(lambda total, tap, value: total + tap * value)
+    if compute == "int32":
+        return device_function(lambda total, tap, value: wrapping_fma(tap, value, total))
     if compute not in REAL_PARTS:
         return device_function(lambda total, tap, value: fma(tap, value, total))
     join = joiner(compute)

@@ -5,12 +5,13 @@ Imported by ``primitives`` alone, and only where kernels are compiled.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 from llvmlite import ir
 
-from numbasep.cuda.launch import intrinsic, signature, types
+from numbasep.cuda.launch import device_function, intrinsic, signature, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -324,6 +325,22 @@ def _unroll(typingctx: Any) -> Any:
 
 
 unroll = intrinsic("unroll", _unroll)
+
+
+def _wrapping_fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c of 32-bit integers, modulo 2**32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.add(builder.mul(args[0], args[1]), args[2])
+
+    return signature(*[types.int32] * 4), codegen
+
+
+wrapping_fma = intrinsic("wrapping_fma", _wrapping_fma)
+
+# libdevice's, of the argument's own precision.
+exp = device_function(lambda value: math.exp(value))
+erf = device_function(lambda value: math.erf(value))
 
 
 def _shared(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:

@@ -12,6 +12,7 @@ shapes give equal bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -56,6 +57,17 @@ if SIMULATOR:
 
     def round_even(value: Any) -> Any:
         return np.rint(value)
+
+    def wrapping_fma(a: Any, b: Any, c: Any) -> Any:
+        """Return a * b + c of 32-bit integers, modulo 2**32."""
+        exact = int(a) * int(b) + int(c)
+        return np.int32((exact + 2**31) % 2**32 - 2**31)
+
+    def exp(value: Any) -> Any:
+        return np.exp(value)
+
+    def erf(value: Any) -> Any:
+        return type(value)(math.erf(value))
 
     def unroll() -> None:
         """Mark the loop around this call to be unrolled in full."""
@@ -242,6 +254,8 @@ else:
         commit_copies,
         copy_async,
         double_to_half,
+        erf,
+        exp,
         float_to_bits,
         float_to_half,
         fma,
@@ -260,6 +274,7 @@ else:
         truncate_to_float,
         unroll,
         wait_copies,
+        wrapping_fma,
     )
 
     i32, u32, i64 = types.int32, types.uint32, types.int64
@@ -270,6 +285,8 @@ __all__ = [
     "commit_copies",
     "copy_async",
     "double_to_half",
+    "erf",
+    "exp",
     "float_to_bits",
     "float_to_half",
     "fma",
@@ -291,4 +308,5 @@ __all__ = [
     "u32",
     "unroll",
     "wait_copies",
+    "wrapping_fma",
 ]
