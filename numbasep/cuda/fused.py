@@ -51,6 +51,7 @@ from numbasep.cuda.primitives import (
     load_vector,
     mma,
     store_bytes,
+    store_vector,
     to_tf32,
     u32,
     unroll,
@@ -64,6 +65,7 @@ from numbasep.plan.cuda_fused import (
     FusedTile,
     arrange,
     choose,
+    taps_held,
     tiles_of,
 )
 
@@ -76,51 +78,38 @@ def _staging(shape: FusedShape, storage: str) -> Any:
     """Return what copies the halo of a chunk's channels into shared memory, ``[channel][y][x]``.
 
     Of ``count`` channels from element ``start`` of the image, whose neighbours are ``plane``
-    elements apart, the rows from ``y`` and columns from ``x``, to element ``at`` of ``halo``.
+    elements apart, the rows from ``y`` and columns from ``x``, to element ``at`` of ``halo``. The
+    thread's ``place``: its first channel and how many are between its own, its first row and
+    column, and how many rows and columns it goes on by.
     """
     raw = raw_type(storage)
     size, unit = raw.bitwidth // 8, max(shape.unit, 1)
     copied = shape.unit > 0
     copy = copy_async(size * unit) if copied else None
-    load_one = load_bytes(1, raw)
-    planar = shape.planar
-    channels, threads = shape.channels, shape.threads
+    load_one, store_raw = load_bytes(1, raw), store_vector(1, raw)
     nothing = np.uint16(0) if raw == types.uint16 else np.dtype(storage).type(0)
 
     def single(halo: Any, to: int, image: Any, at: int, present: bool) -> None:
         value = nothing
         if present:
             value = load_one(image, at)[0]
-        halo[to] = value
+        store_raw(halo, to, (value,))
 
     single = device_function(single)
-    place = copy if copied else single
-    place_one = place if unit == 1 else single
+    place_of = device_function(
+        (lambda y, x, width, pitch: i64(y) * width + x)
+        if shape.planar
+        else (lambda y, x, width, pitch: (i64(y) * width + x) * pitch)
+    )
+    put = copy if copied else single
 
     def stage(
         halo: Any, image: Any, at: int, start: int, plane: int, count: int, y: int, x: int,
-        height: int, width: int, pitch: int, boundary: int, positions: int, units: int,
-        row_pitch: int, channel_pitch: int, t: int,
+        height: int, width: int, pitch: int, boundary: int, rows: int, row_pitch: int,
+        channel_pitch: int, place: Any,
     ) -> None:  # fmt: skip
-        if planar:
-            # A thread has one place, and each so-manieth channel.
-            places = i32(min(positions, threads))
-            groups = i32(u32(threads) // u32(places))
-            first = i32(u32(t) // u32(places))
-            place_at = i32(t - first * places)
-            step = places
-            last = i32(0)
-            if first >= groups:
-                count = i32(0)
-        else:
-            first = i32(t % channels)
-            place_at = i32(t // channels)
-            step = i32(threads // channels)
-            groups = i32(channels)
-            last = i32(0)
-        for at_place in range(place_at, positions, step):
-            row = i32(u32(at_place) // u32(units))
-            column = i32(i32(at_place - row * units) * unit)
+        first, groups, row, column, more_rows, more_columns = place
+        while row < rows:
             my = i32(map_index(i32(y + row), height, boundary))
             mx = i32(x + column)
             whole = True
@@ -129,22 +118,48 @@ def _staging(shape: FusedShape, storage: str) -> Any:
             else:
                 whole = mx >= 0 and mx + unit <= width
             to = i32(at + row * row_pitch + column)
+            row = i32(row + more_rows)
+            column = i32(column + more_columns)
+            if column >= row_pitch:
+                column = i32(column - row_pitch)
+                row = i32(row + 1)
             if whole:
+                source = i64(start + place_of(my, mx, width, pitch)) * size
                 present = my >= 0 and mx >= 0
-                source = i64(start + (i64(my) * width + mx) * pitch)
-                for k in range(first, count, groups):
-                    place_now = i64(source + i64(k) * plane) * size
-                    place(halo, i64(to + k * channel_pitch), image, place_now, present)
+                k = first
+                while k < count:
+                    put(
+                        halo, i64(to + k * channel_pitch), image,
+                        i64(source + i64(k) * plane * size), present,
+                    )  # fmt: skip
+                    k = i32(k + groups)
             else:
                 for j in range(unit):
                     near = i32(map_index(i32(mx + j), width, boundary))
+                    source = i64(start + place_of(my, near, width, pitch)) * size
                     present = my >= 0 and near >= 0
-                    source = i64(start + (i64(my) * width + near) * pitch)
-                    for k in range(first, count, groups):
-                        place_now = i64(source + i64(k) * plane) * size
-                        single(halo, i64(to + j + k * channel_pitch), image, place_now, present)
+                    k = first
+                    while k < count:
+                        single(
+                            halo, i64(to + j + k * channel_pitch), image,
+                            i64(source + i64(k) * plane * size), present,
+                        )  # fmt: skip
+                        k = i32(k + groups)
 
     return device_function(stage)
+
+
+def _copying(size: int, elements: int, threads: int) -> Any:
+    """Return what copies ``count`` times ``size`` bytes, that many elements of ``array``."""
+    copy = copy_async(size)
+
+    def copies(array: Any, at: int, pointer: Any, offset: int, count: int, t: int) -> None:
+        i = i32(t)
+        while i < count:
+            copy(array, i64(at + elements * i), pointer, i64(offset + i64(i) * size), True)
+            i = i32(i + threads)
+
+    return device_function(copies)
 
 
 @lru_cache
@@ -166,6 +181,10 @@ def _filtering(shape: FusedShape, storage: str, compute: str, activation: str) -
     at: of the first pixel's window in ``halo``; tap_at: of the filter's taps, then its bias.
     """
     raw, element = raw_type(storage), numba_type(compute)
+    load_raw, load_tap, load_taps = (
+        load_vector(count, kind) for count, kind in ((1, raw), (1, element), (4, element))
+    )
+    quantity = taps_held(shape.taps_y * shape.taps_x)
     value_of, step, nothing = widen(storage, compute), multiply_add(compute), zero(compute)
     finish = biased(activation, compute)
     rows, taps_y, taps_x = shape.rows, shape.taps_y, shape.taps_x
@@ -178,6 +197,13 @@ def _filtering(shape: FusedShape, storage: str, compute: str, activation: str) -
         strides: Any,
     ) -> None:  # fmt: skip
         window = cuda.local.array(window_size, element)
+        held = cuda.local.array(quantity, element)
+        for k in range(0, quantity, 4):
+            unroll()
+            part = load_taps(taps, i64(tap_at) + k)
+            for j in range(4):
+                unroll()
+                held[k + j] = part[j]
         for r in range(rows):
             unroll()
             results[first + r] = nothing
@@ -185,7 +211,8 @@ def _filtering(shape: FusedShape, storage: str, compute: str, activation: str) -
             unroll()
             for k in range(taps_x):
                 unroll()
-                window[k] = value_of(halo[i64(at + j * row_pitch) + k * dilation_x])
+                near = i64(i32(at + j * row_pitch)) + k * dilation_x
+                window[k] = value_of(load_raw(halo, near)[0])
             for r in range(rows):
                 unroll()
                 for ky in range(taps_y):
@@ -193,12 +220,11 @@ def _filtering(shape: FusedShape, storage: str, compute: str, activation: str) -
                     if r * stride + ky * dilation_y == j:
                         for k in range(taps_x):
                             unroll()
-                            tap = taps[i64(tap_at) + (ky * taps_x + k)]
+                            tap = held[ky * taps_x + k]
                             results[first + r] = step(results[first + r], tap, window[k])
         for r in range(rows):
             unroll()
-            bias = taps[i64(tap_at) + taps_y * taps_x]
-            results[first + r] = finish(results[first + r], bias)
+            results[first + r] = finish(results[first + r], held[taps_y * taps_x])
 
     def many(
         halo: Any, taps: Any, at: int, tap_at: int, row_pitch: int, results: Any, first: int,
@@ -211,79 +237,96 @@ def _filtering(shape: FusedShape, storage: str, compute: str, activation: str) -
         for ky in range(high):
             near = i32(at + ky * down)
             for _ in range(wide):
-                tap = taps[i64(tap_at)]
+                tap = load_tap(taps, i64(tap_at))[0]
                 for r in range(rows):
                     unroll()
-                    value = value_of(halo[i64(near + r * pitch)])
+                    value = value_of(load_raw(halo, i64(i32(near + r * pitch)))[0])
                     results[first + r] = step(results[first + r], tap, value)
-                near += across
-                tap_at += 1
+                near = i32(near + across)
+                tap_at = i32(tap_at + 1)
+        bias = load_tap(taps, i64(tap_at))[0]
         for r in range(rows):
             unroll()
-            results[first + r] = finish(results[first + r], taps[i64(tap_at)])
+            results[first + r] = finish(results[first + r], bias)
 
-    assert raw is not None
     return device_function(few if taps_y else many)
 
 
 def _multiplying(shape: FusedShape, compute: str) -> Any:
     """Return what adds one chunk's products to a lane's sums."""
-    groups_m, groups_n, words_in_chunk = shape.groups_m, shape.groups_n, shape.words
+    groups_m, groups_n = shape.groups_m, shape.groups_n
+    m_pitch, n_pitch = shape.m_pitch, shape.n_pitch
     if shape.multiply == "fma":
         element = numba_type(compute)
         step = multiply_add(compute)
         load = load_vector(4, element)
         high, wide = 4 * groups_m, 4 * groups_n
 
-        def add(
-            sums: Any, words: Any, m_at: int, m_pitch: int, n_at: int, n_pitch: int, count: int
-        ) -> None:
+        def product(sums: Any, words: Any, m_at: int, n_at: int) -> None:
             column = cuda.local.array(high, element)
             row = cuda.local.array(wide, element)
-            for k in range(count):
-                for i in range(groups_m):
+            for i in range(groups_m):
+                unroll()
+                part = load(words, m_at + 16 * i)
+                for j in range(4):
                     unroll()
-                    part = load(words, i64(m_at + k * m_pitch) + 16 * i)
-                    for j in range(4):
-                        unroll()
-                        column[4 * i + j] = part[j]
-                for i in range(groups_n):
+                    column[4 * i + j] = part[j]
+            for i in range(groups_n):
+                unroll()
+                part = load(words, n_at + 32 * i)
+                for j in range(4):
                     unroll()
-                    part = load(words, i64(n_at + k * n_pitch) + 32 * i)
-                    for j in range(4):
-                        unroll()
-                        row[4 * i + j] = part[j]
-                for i in range(high):
+                    row[4 * i + j] = part[j]
+            for i in range(high):
+                unroll()
+                for j in range(wide):
                     unroll()
-                    for j in range(wide):
-                        unroll()
-                        sums[i * wide + j] = step(sums[i * wide + j], column[i], row[j])
+                    sums[i * wide + j] = step(sums[i * wide + j], column[i], row[j])
+
+        product = device_function(product)
+
+        def add(sums: Any, words: Any, m_at: int, n_at: int, count: int) -> None:
+            m_next, n_next = i64(m_at), i64(n_at)
+            left = i32(count)
+            while left >= 4:
+                product(sums, words, m_next, n_next)
+                product(sums, words, m_next + m_pitch, n_next + n_pitch)
+                product(sums, words, m_next + 2 * m_pitch, n_next + 2 * n_pitch)
+                product(sums, words, m_next + 3 * m_pitch, n_next + 3 * n_pitch)
+                m_next += 4 * m_pitch
+                n_next += 4 * n_pitch
+                left = i32(left - 4)
+            while left > 0:
+                product(sums, words, m_next, n_next)
+                m_next += m_pitch
+                n_next += n_pitch
+                left = i32(left - 1)
 
         return device_function(add)
     multiply = mma(shape.multiply)
     load_words = load_vector(4, types.uint32)
     wide = 8 * groups_n
-    fragments = 8 * groups_n
+    fragments, shape_words = 8 * groups_n, shape.words
 
     def add_matrices(
-        sums: Any, words: Any, m_at: int, m_pitch: int, n_at: int, n_pitch: int, count: int
+        sums: Any, words: Any, m_at: int, n_at: int, count: int
     ) -> None:
         right = cuda.local.array(fragments, types.uint32)
-        for k in range(0, words_in_chunk, 8):
+        for k in range(0, shape_words, 8):
             unroll()
             if k < count:
                 for j in range(groups_n):
                     unroll()
                     for half in range(2):
                         unroll()
-                        part = load_words(words, i64(n_at + (k + 4 * half) * n_pitch) + 32 * j)
+                        part = load_words(words, i64(n_at) + ((k + 4 * half) * n_pitch + 32 * j))
                         for c in range(4):
                             unroll()
                             right[8 * j + 2 * c + half] = part[c]
                 for i in range(groups_m):
                     unroll()
-                    low = load_words(words, i64(m_at + k * m_pitch) + 32 * i)
-                    high = load_words(words, i64(m_at + (k + 4) * m_pitch) + 32 * i)
+                    low = load_words(words, i64(m_at) + (k * m_pitch + 32 * i))
+                    high = load_words(words, i64(m_at) + ((k + 4) * m_pitch + 32 * i))
                     for r in range(0, 4, 2):
                         unroll()
                         left = (low[r], low[r + 1], high[r], high[r + 1])
@@ -335,7 +378,7 @@ def fused_kernel(
         _fused(shape, storage, compute, output, between, after),
         [byte] * 5
         + [types.int64] * 4
-        + [types.int32] * 43,
+        + [types.int32] * 40,
         shape.threads,
         shape.blocks,
     )
@@ -353,8 +396,11 @@ def _fused(
     nothing = zero(compute)
     no_word = np.uint32(0) if tensor else nothing
     planar, threads, multiplier = shape.planar, shape.threads, shape.multiplier
+    unit = max(shape.unit, 1)
     words_in_chunk, pack, channels = shape.words, shape.pack, shape.channels
-    rows, pixels, outputs = shape.rows, shape.pixels, shape.outputs
+    rows, outputs = shape.rows, shape.outputs
+    pixel_pitch, output_pitch = shape.pixel_pitch, shape.output_pitch
+    pixel_block, output_block = words_in_chunk * pixel_pitch, words_in_chunk * output_pitch
     groups_m, groups_n, warps_n = shape.groups_m, shape.groups_n, shape.warps_n
     group_m, quads = (32, 2) if tensor else (16, 1)
     span_m, span_n = groups_m * group_m, groups_n * 32
@@ -364,8 +410,10 @@ def _fused(
     filtered = _filtering(shape, storage, compute, between)
     pack_word = _packer(shape.multiply, storage, compute)
     multiplied = _multiplying(shape, compute)
+    store_word, load_value = store_vector(1, word), load_vector(1, element)
     finish, write = epilogue(after, compute, output), _writing(output)
-    copy_one, copy_words, wait = copy_async(wide), copy_async(16), wait_copies(0)
+    copy_values = _copying(wide, 1, threads)
+    copy_words, wait = _copying(16, per_copy, threads), wait_copies(0)
     version = VERSION
 
     def kernel(
@@ -377,9 +425,9 @@ def _fused(
         stride_y: int, stride_x: int, step_y: int, step_x: int, start_y: int, start_x: int,
         boundary: int,
         taps_y: int, taps_x: int, dilation_y: int, dilation_x: int,
-        tile_height: int, tile_width: int, shift: int, positions: int, units: int,
+        tile_height: int, tile_width: int, shift: int, halo_rows: int,
         row_pitch: int, channel_pitch: int, chunks: int, output_tiles: int, slots: int,
-        pixel_pitch: int, output_pitch: int, taps_at: int, halo_at: int, middle_at: int, weights_at: int,
+        taps_at: int, halo_at: int, middle_at: int, weights_at: int,
         resident: int, aligned: int, columns: int, column_groups: int, clear: int,
     ) -> None:  # fmt: skip
         halo = cuda.shared.array(0, raw)
@@ -389,11 +437,28 @@ def _fused(
         results = cuda.local.array(kept_results, element)
         t = i32(cuda.threadIdx.x)
         lane, warp = i32(t & 31), i32(t >> 5)
-        quantity = i32(taps_y * taps_x + 1)
+        quantity = i32(i32(taps_y * taps_x + 4) // 4 * 4)
         tap_buffer = i32(channels * quantity)
         halo_buffer = i32(channels * channel_pitch)
-        pixel_block = i32(words_in_chunk * pixel_pitch)
-        output_block = i32(words_in_chunk * output_pitch)
+        # What this thread loads: one place of the halo in each so-manieth channel, and more places.
+        units = i32(row_pitch // unit)
+        if planar:
+            places = i32(min(i32(halo_rows * units), threads))
+            channel_groups = i32(u32(threads) // u32(places))
+            first_channel = i32(u32(t) // u32(places))
+            position = i32(t - first_channel * places)
+            if first_channel >= channel_groups:
+                position = i32(halo_rows * units)
+        else:
+            places = i32(threads // channels)
+            channel_groups = i32(channels)
+            first_channel = i32(t % channels)
+            position = i32(t // channels)
+        halo_y = i32(u32(position) // u32(units))
+        halo_x = i32(i32(position - halo_y * units) * unit)
+        more_y = i32(u32(places) // u32(units))
+        more_x = i32(i32(places - more_y * units) * unit)
+        load_x, load_y, load_n = i32(0), i32(0), i32(0)
         # Where this thread filters: a column of some rows of some channels.
         filter_group = i32(u32(t) // u32(columns))
         filter_at = i32(t - filter_group * columns)
@@ -417,8 +482,10 @@ def _fused(
             sums[i] = nothing
         if clear != 0:
             # Pixels that no thread filters, so that no poison is multiplied.
-            for i in range(t, i32(slots * pixel_block), threads):
-                words[i64(middle_at + i)] = no_word
+            i = t
+            while i < slots * pixel_block:
+                store_word(words, i64(middle_at + i), (no_word,))
+                i = i32(i + threads)
             cuda.syncthreads()
 
         # The stages: a chunk is loaded in one turn, filtered in the next one, and multiplied in the
@@ -426,18 +493,15 @@ def _fused(
         block, blocks = i32(cuda.blockIdx.x), i32(cuda.gridDim.x)
         # A version below 0 never is; its place is in the key of Numba's cache.
         load_tile = block if version >= 0 else tiles
-        load_chunk, loads = i32(0), i32(0)
+        load_chunk = i32(0)
         next_tile, next_part, next_chunk = load_tile, i32(0), i32(0)
-        next_slot, filters_done = i32(0), i32(0)
-        tile, part, chunk, slot = load_tile, i32(0), i32(0), i32(0)
-        turn = i32(0)
-        for i in range(t, i32(output_tiles * outputs), threads):
-            copy_one(kernels, i64(i), biases, i64(i) * wide, True)
+        tile, part, chunk = load_tile, i32(0), i32(0)
+        filters_done, turn = i32(0), i32(0)
+        copy_values(kernels, i32(0), biases, i64(0), i32(output_tiles * outputs), t)
         if resident != 0:
-            for i in range(t, i32(filters * quantity), threads):
-                copy_one(kernels, i64(taps_at + i), taps, i64(i) * wide, True)
-            for i in range(t, i32(chunks * output_tiles * output_block // per_copy), threads):
-                copy_words(words, i64(weights_at + per_copy * i), weights, i64(i) * 16, True)
+            copy_values(kernels, taps_at, taps, i64(0), i32(filters * quantity), t)
+            count = i32(chunks * output_tiles * (output_block // per_copy))
+            copy_words(words, weights_at, weights, i64(0), count, t)
         while tile < tiles:
             wait()
             cuda.syncthreads()
@@ -445,38 +509,37 @@ def _fused(
             if resident == 0 and turn > 0 and next_tile < tiles:
                 source = i64(i64(next_part * chunks + next_chunk) * output_block) * word_size
                 to = i32(weights_at + i32(turn & 1) * output_block)
-                for i in range(t, i32(output_block // per_copy), threads):
-                    copy_words(words, i64(to + per_copy * i), weights, source + i64(i) * 16, True)
+                copy_words(words, to, weights, source, i32(output_block // per_copy), t)
             if (filters_now or turn == 0) and load_tile < tiles:
-                rest = i32(u32(load_tile) // u32(tiles_x))
-                n = i32(u32(rest) // u32(tiles_y))
+                if load_chunk == 0:
+                    rest = i32(u32(load_tile) // u32(tiles_x))
+                    load_n = i32(u32(rest) // u32(tiles_y))
+                    load_x = i32(i32(load_tile - rest * tiles_x) * step_x + start_x)
+                    load_y = i32(i32(rest - load_n * tiles_y) * step_y + start_y)
                 f0 = i32(load_chunk * channels)
+                load_buffer = i32(i32(filters_done + 1) & 1) if turn > 0 else i32(0)
                 c0 = i32(f0 // multiplier)
                 c1 = i32(min(i32(i32(f0 + channels - 1) // multiplier + 1), image_channels))
                 stage(
                     halo, image,
-                    i32(halo_at + i32(loads & 1) * halo_buffer),
-                    i64(n * image_batch + c0 * image_plane), image_plane, i32(c1 - c0),
-                    i32(i32(rest - n * tiles_y) * step_y + start_y),
-                    i32(i32(load_tile - rest * tiles_x) * step_x + start_x),
-                    in_height, in_width, in_pitch, boundary, positions, units, row_pitch,
-                    channel_pitch, t,
+                    i32(halo_at + load_buffer * halo_buffer),
+                    i64(load_n * image_batch + c0 * image_plane), image_plane, i32(c1 - c0), load_y, load_x,
+                    in_height, in_width, in_pitch, boundary, halo_rows, row_pitch, channel_pitch,
+                    (first_channel, channel_groups, halo_y, halo_x, more_y, more_x),
                 )  # fmt: skip
                 if resident == 0:
-                    to = i32(taps_at + i32(loads & 1) * tap_buffer)
+                    to = i32(taps_at + load_buffer * tap_buffer)
                     source = i64(f0) * quantity * wide
-                    for i in range(t, i32(min(channels, filters - f0) * quantity), threads):
-                        copy_one(kernels, i64(to + i), taps, source + i64(i) * wide, True)
-                loads += 1
+                    count = i32(min(channels, i32(filters - f0)) * quantity)
+                    copy_values(kernels, to, taps, source, count, t)
                 load_chunk += 1
                 if load_chunk == chunks:
                     load_chunk = i32(0)
                     load_tile += blocks
             commit_copies()
+            slot, next_slot = i32(i32(filters_done + 1) & 1), i32(filters_done & 1)
             if slots == chunks:
-                next_slot = next_chunk
-            elif next_part == 0:
-                next_slot = i32(filters_done & 1)
+                slot, next_slot = chunk, next_chunk
             if filters_now:
                 f0 = i32(next_chunk * channels)
                 c0 = i32(f0 // multiplier)
@@ -485,7 +548,8 @@ def _fused(
                 tap_at = i32(taps_at + held)
                 to = i32(pixel_at + next_slot * pixel_block)
                 if filter_group < column_groups:
-                    for k in range(filter_group, words_in_chunk, column_groups):
+                    k = filter_group
+                    while k < words_in_chunk:
                         for half in range(pack):
                             unroll()
                             f = i32(k * pack + half)
@@ -506,7 +570,8 @@ def _fused(
                         for r in range(rows):
                             unroll()
                             done = pack_word(results[r], results[(pack - 1) * rows + r])
-                            words[i64(to + k * pixel_pitch + r * tile_width)] = done
+                            store_word(words, i64(to + k * pixel_pitch + r * tile_width), (done,))
+                        k = i32(k + column_groups)
                 filters_done += 1
             if turn > 1:
                 pixel_words = i32(middle_at + slot * pixel_block)
@@ -516,14 +581,14 @@ def _fused(
                 if planar:
                     multiplied(
                         sums, words,
-                        i32(output_words + first_row * output_pitch + load_m), output_pitch,
-                        i32(pixel_words + first_row * pixel_pitch + load_n), pixel_pitch, count,
+                        i32(output_words + first_row * output_pitch + load_m),
+                        i32(pixel_words + first_row * pixel_pitch + load_n), count,
                     )  # fmt: skip
                 else:
                     multiplied(
                         sums, words,
-                        i32(pixel_words + first_row * pixel_pitch + load_m), pixel_pitch,
-                        i32(output_words + first_row * output_pitch + load_n), output_pitch, count,
+                        i32(pixel_words + first_row * pixel_pitch + load_m),
+                        i32(output_words + first_row * output_pitch + load_n), count,
                     )  # fmt: skip
                 if chunk == chunks - 1:
                     rest = i32(u32(tile) // u32(tiles_x))
@@ -546,7 +611,7 @@ def _fused(
                                 unroll()
                                 o = i32(o0 + load_m + (i // 4) * group_m + i % 4)
                                 if o < all_outputs and left > 0:
-                                    bias = kernels[i64(o)]
+                                    bias = load_value(kernels, i64(o))[0]
                                     at = i * across + 4 * j
                                     write(
                                         out, place + o * out_plane,
@@ -573,10 +638,10 @@ def _fused(
                                     write(
                                         out, place + o,
                                         (
-                                            finish(sums[at], kernels[i64(o)]),
-                                            finish(sums[at + 1], kernels[i64(o) + 1]),
-                                            finish(sums[at + 2], kernels[i64(o) + 2]),
-                                            finish(sums[at + 3], kernels[i64(o) + 3]),
+                                            finish(sums[at], load_value(kernels, i64(o))[0]),
+                                            finish(sums[at + 1], load_value(kernels, i64(o) + 1)[0]),
+                                            finish(sums[at + 2], load_value(kernels, i64(o) + 2)[0]),
+                                            finish(sums[at + 3], load_value(kernels, i64(o) + 3)[0]),
                                         ),
                                         left, aligned,
                                     )  # fmt: skip
@@ -584,7 +649,7 @@ def _fused(
                         unroll()
                         sums[i] = nothing
             if turn > 0:
-                tile, part, chunk, slot = next_tile, next_part, next_chunk, next_slot
+                tile, part, chunk = next_tile, next_part, next_chunk
                 next_chunk += 1
                 if next_chunk == chunks:
                     next_chunk = i32(0)
@@ -637,9 +702,10 @@ def run_fused(
     aligned = target.address % (4 * out_size) == 0 and row % 4 == 0
     word, wide = a.word, SIZES[first.compute]
     columns = tile.width * tile.height // shape.rows
-    taps = np.concatenate(
-        [depthwise_weight.reshape(first.filters, -1), depthwise_bias[:, None]], axis=1
-    )
+    count = first.y.taps * first.x.taps
+    taps = np.zeros((first.filters, taps_held(count)), first.compute)
+    taps[:, :count] = depthwise_weight.reshape(first.filters, count)
+    taps[:, count] = depthwise_bias
     biases = np.zeros(a.output_tiles * shape.outputs, second.compute)
     biases[: second.outputs] = pointwise_bias
     fused_kernel(
@@ -674,9 +740,8 @@ def run_fused(
                     first.y.stride, first.x.stride, tile.height * first.y.stride,
                     tile.width * first.x.stride, first.y.origin, first.x.origin - a.shift,
                     first.boundary, first.y.taps, first.x.taps, first.y.dilation, first.x.dilation,
-                    tile.height, tile.width, a.shift, a.rows * a.units, a.units, a.row_pitch,
-                    a.channel_pitch, a.chunks, a.output_tiles, a.slots, a.pixel_pitch,
-                    a.output_pitch, a.taps_at // wide, a.halo_at // size, a.middle_at // word, a.weights_at // word,
+                    tile.height, tile.width, a.shift, a.rows, a.row_pitch,
+                    a.channel_pitch, a.chunks, a.output_tiles, a.slots, a.taps_at // wide, a.halo_at // size, a.middle_at // word, a.weights_at // word,
                     tile.resident, aligned, columns, min(shape.words, shape.threads // columns),
                     tile.width * tile.height < shape.pixels,
                 ),
@@ -705,7 +770,7 @@ def _words(shape: FusedShape, a: Arrangement, weight: Array) -> Array:
     elif shape.multiply == "tf32":
         padded = rounded_to_tf32(padded)
     blocks = padded.reshape(a.output_tiles, shape.outputs, a.chunks, shape.words, shape.pack)
-    words = np.zeros((*blocks.shape[:1], *blocks.shape[2:4], a.output_pitch, shape.pack), padded.dtype)
+    words = np.zeros((*blocks.shape[:1], *blocks.shape[2:4], shape.output_pitch, shape.pack), padded.dtype)
     words[..., : shape.outputs, :] = blocks.transpose(0, 2, 3, 1, 4)
     return words.reshape(-1)
 

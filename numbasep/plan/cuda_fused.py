@@ -89,6 +89,23 @@ class FusedShape:
     def pixels(self) -> int:
         return self.n if self.planar else self.m
 
+    # From one word of channels to the next: fragments of neighbours fall in different banks.
+    @property
+    def m_pitch(self) -> int:
+        return self.m + 8
+
+    @property
+    def n_pitch(self) -> int:
+        return self.n + 8
+
+    @property
+    def output_pitch(self) -> int:
+        return self.outputs + 8
+
+    @property
+    def pixel_pitch(self) -> int:
+        return self.pixels + 8
+
 
 @dataclass(frozen=True, slots=True)
 class FusedTile:
@@ -123,7 +140,6 @@ class Arrangement:
     rows, units: of the halo; ``row_pitch`` and ``channel_pitch`` elements apart.
     chunks, output_tiles: that make all channels, and all outputs.
     slots: chunks of the intermediate that are kept.
-    pixel_pitch, output_pitch: words from one row of channels to the next.
     word: bytes of one.
     taps_at, halo_at, middle_at, weights_at: in bytes, after the biases; ``shared`` bytes in all.
     """
@@ -136,8 +152,6 @@ class Arrangement:
     chunks: int
     output_tiles: int
     slots: int
-    pixel_pitch: int
-    output_pitch: int
     word: int
     taps_at: int
     halo_at: int
@@ -148,6 +162,11 @@ class Arrangement:
 
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def taps_held(count: int) -> int:
+    """Return the elements of a filter's taps and its bias, whole vectors of them."""
+    return _up(count + 1, 4)
 
 
 @lru_cache(maxsize=4096)
@@ -178,18 +197,17 @@ def arrange(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> Arr
     chunks = -(-first.filters // shape.channels)
     output_tiles = -(-second.outputs // shape.outputs)
     slots = max(2, chunks if output_tiles > 1 else 2)
-    pixel_pitch, output_pitch = shape.pixels + 8, shape.outputs + 8
     filters = first.filters if tile.resident else 2 * shape.channels
-    taps = filters * (first.y.taps * first.x.taps + 1) * wide
+    taps = filters * taps_held(first.y.taps * first.x.taps) * wide
     taps_at = _up(output_tiles * shape.outputs * wide, 16)
     halo_at = _up(taps_at + taps, 16)
     middle_at = _up(halo_at + 2 * shape.channels * channel_pitch * size, 16)
-    weights_at = middle_at + slots * shape.words * pixel_pitch * word
+    weights_at = middle_at + slots * shape.words * shape.pixel_pitch * word
     held = chunks * output_tiles if tile.resident else 2
-    shared = weights_at + held * shape.words * output_pitch * word
+    shared = weights_at + held * shape.words * shape.output_pitch * word
     return Arrangement(
-        shift, rows, units, row_pitch, channel_pitch, chunks, output_tiles, slots, pixel_pitch,
-        output_pitch, word, taps_at, halo_at, middle_at, weights_at, shared,
+        shift, rows, units, row_pitch, channel_pitch, chunks, output_tiles, slots, word,
+        taps_at, halo_at, middle_at, weights_at, shared,
     )  # fmt: skip
 
 
@@ -283,10 +301,12 @@ def cost(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> float:
     bytes_ = size * (halo + second.outputs) + SIZES[second.storage] * reread
     rate = RATES[shape.multiply] / (2 if first.compute == "float64" else 1)
     products = slots * first.filters * a.output_tiles * shape.outputs / rate
+    # What a turn takes beside its products: some 250 instructions of each thread.
+    turns = slots * a.chunks * a.output_tiles * shape.threads * 250 / shape.pixels / RATES["fma"]
     # Fewer threads than registers allow, or a block alone, leave waits uncovered.
     blocks = blocks_of(shape, a.shared)
     busy = min(1.0, blocks * shape.threads / MOST_THREADS) ** 0.5
-    return (bytes_ + products) / busy * (1.05 if blocks == 1 else 1.0)
+    return (bytes_ + products + turns) / busy * (1.05 if blocks == 1 else 1.0)
 
 
 def blocks_of(shape: FusedShape, shared: int) -> int:
