@@ -105,8 +105,8 @@ def _staging(shape: FusedShape, storage: str) -> Any:
 
     def stage(
         halo: Any, image: Any, at: int, start: int, plane: int, count: int, y: int, x: int,
-        height: int, width: int, pitch: int, boundary: int, rows: int, row_pitch: int,
-        channel_pitch: int, place: Any,
+        height: int, width: int, pitch: int, boundary: int, rows: int, columns: int,
+        row_pitch: int, channel_pitch: int, place: Any,
     ) -> None:  # fmt: skip
         first, groups, row, column, more_rows, more_columns = place
         while row < rows:
@@ -120,8 +120,8 @@ def _staging(shape: FusedShape, storage: str) -> Any:
             to = i32(at + row * row_pitch + column)
             row = i32(row + more_rows)
             column = i32(column + more_columns)
-            if column >= row_pitch:
-                column = i32(column - row_pitch)
+            if column >= columns:
+                column = i32(column - columns)
                 row = i32(row + 1)
             if whole:
                 source = i64(start + place_of(my, mx, width, pitch)) * size
@@ -378,7 +378,7 @@ def fused_kernel(
         _fused(shape, storage, compute, output, between, after),
         [byte] * 5
         + [types.int64] * 4
-        + [types.int32] * 40,
+        + [types.int32] * 41,
         shape.threads,
         shape.blocks,
     )
@@ -425,7 +425,7 @@ def _fused(
         stride_y: int, stride_x: int, step_y: int, step_x: int, start_y: int, start_x: int,
         boundary: int,
         taps_y: int, taps_x: int, dilation_y: int, dilation_x: int,
-        tile_height: int, tile_width: int, shift: int, halo_rows: int,
+        tile_height: int, tile_width: int, shift: int, halo_rows: int, units: int,
         row_pitch: int, channel_pitch: int, chunks: int, output_tiles: int, slots: int,
         taps_at: int, halo_at: int, middle_at: int, weights_at: int,
         resident: int, aligned: int, columns: int, column_groups: int, clear: int,
@@ -441,7 +441,6 @@ def _fused(
         tap_buffer = i32(channels * quantity)
         halo_buffer = i32(channels * channel_pitch)
         # What this thread loads: one place of the halo in each so-manieth channel, and more places.
-        units = i32(row_pitch // unit)
         if planar:
             places = i32(min(i32(halo_rows * units), threads))
             channel_groups = i32(u32(threads) // u32(places))
@@ -458,7 +457,7 @@ def _fused(
         halo_x = i32(i32(position - halo_y * units) * unit)
         more_y = i32(u32(places) // u32(units))
         more_x = i32(i32(places - more_y * units) * unit)
-        load_x, load_y, load_n = i32(0), i32(0), i32(0)
+        load_x, load_y, load_image = i32(0), i32(0), i32(0)
         # Where this thread filters: a column of some rows of some channels.
         filter_group = i32(u32(t) // u32(columns))
         filter_at = i32(t - filter_group * columns)
@@ -513,9 +512,9 @@ def _fused(
             if (filters_now or turn == 0) and load_tile < tiles:
                 if load_chunk == 0:
                     rest = i32(u32(load_tile) // u32(tiles_x))
-                    load_n = i32(u32(rest) // u32(tiles_y))
+                    load_image = i32(u32(rest) // u32(tiles_y))
                     load_x = i32(i32(load_tile - rest * tiles_x) * step_x + start_x)
-                    load_y = i32(i32(rest - load_n * tiles_y) * step_y + start_y)
+                    load_y = i32(i32(rest - load_image * tiles_y) * step_y + start_y)
                 f0 = i32(load_chunk * channels)
                 load_buffer = i32(i32(filters_done + 1) & 1) if turn > 0 else i32(0)
                 c0 = i32(f0 // multiplier)
@@ -523,8 +522,9 @@ def _fused(
                 stage(
                     halo, image,
                     i32(halo_at + load_buffer * halo_buffer),
-                    i64(load_n * image_batch + c0 * image_plane), image_plane, i32(c1 - c0), load_y, load_x,
-                    in_height, in_width, in_pitch, boundary, halo_rows, row_pitch, channel_pitch,
+                    i64(load_image * image_batch + c0 * image_plane), image_plane, i32(c1 - c0), load_y, load_x,
+                    in_height, in_width, in_pitch, boundary, halo_rows, i32(units * unit),
+                    row_pitch, channel_pitch,
                     (first_channel, channel_groups, halo_y, halo_x, more_y, more_x),
                 )  # fmt: skip
                 if resident == 0:
@@ -740,7 +740,7 @@ def run_fused(
                     first.y.stride, first.x.stride, tile.height * first.y.stride,
                     tile.width * first.x.stride, first.y.origin, first.x.origin - a.shift,
                     first.boundary, first.y.taps, first.x.taps, first.y.dilation, first.x.dilation,
-                    tile.height, tile.width, a.shift, a.rows, a.row_pitch,
+                    tile.height, tile.width, a.shift, a.rows, a.units, a.row_pitch,
                     a.channel_pitch, a.chunks, a.output_tiles, a.slots, a.taps_at // wide, a.halo_at // size, a.middle_at // word, a.weights_at // word,
                     tile.resident, aligned, columns, min(shape.words, shape.threads // columns),
                     tile.width * tile.height < shape.pixels,

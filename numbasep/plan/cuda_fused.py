@@ -235,8 +235,8 @@ def _unit(first: DepthwisePlan, width: int) -> int:
 
 
 def _shapes(first: DepthwisePlan, second: PointwisePlan) -> Iterator[tuple[int, int, int]]:
-    """Yield outputs, pixels and threads that give a thread 64 sums (float64: 32)."""
-    sums = 32 if first.compute == "float64" else 64
+    """Yield outputs, pixels and threads that give a thread 64 sums (float64: 16)."""
+    sums = 16 if first.compute == "float64" else 64
     for outputs, pixels in product((32, 64, 96, 128, 192, 256), (64, 128, 256)):
         threads = outputs * pixels // sums
         if 64 <= threads <= MOST_THREADS and outputs <= max(32, 2 * second.outputs):
@@ -254,12 +254,13 @@ def _candidates(first: DepthwisePlan, second: PointwisePlan) -> Iterator[FusedTi
     few = first.y.taps * first.x.taps <= MOST_TAPS
     # Sums of one lane: 16 in a group of multiply-adds, 32 in one of a tensor core.
     lower = 16 if multiply == "fma" else 32
-    shares = 2 if first.compute == "float64" else 4 if multiply == "fma" else 2
+    shares = 1 if first.compute == "float64" else 4 if multiply == "fma" else 2
     for (outputs, pixels, threads), width, words in product(
         _shapes(first, second), _widths(first), (8, 16)
     ):
         m, n = (outputs, pixels) if planar else (pixels, outputs)
-        groups_n = 2 if n % 64 == 0 and shares > 1 else 1
+        # A tensor core's fragments of m are loaded one by one, those of n are held.
+        groups_n = 2 if shares == 4 and n % 64 == 0 else 1
         groups_m = shares // groups_n
         if m % (lower * groups_m) or n % (32 * groups_n):
             continue
