@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from math import sqrt
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -173,6 +174,9 @@ def taps_held(count: int) -> int:
 def arrange(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> Arrangement:
     """Return where a tile's data stand in shared memory."""
     shape = tile.shape
+    area = tile.width * tile.height
+    if area > min(shape.pixels, shape.threads * shape.rows) or tile.height % shape.rows:
+        raise ValueError(f"tile: {tile}, {shape.rows} rows in a thread, does not cover its pixels")
     size, wide = SIZES[first.storage], SIZES[first.compute]
     word = wide if shape.multiply == "fma" else 4
     unit = max(shape.unit, 1)
@@ -280,20 +284,40 @@ def _candidates(first: DepthwisePlan, second: PointwisePlan) -> Iterator[FusedTi
             for resident in (True, False):
                 tile = FusedTile(shape, width, height, resident, 1)
                 shared = arrange(first, second, tile).shared
-                if shared <= SHARED:
-                    yield replace(tile, grid=MULTIPROCESSORS * blocks_of(shape, shared))
+                tile = replace(tile, grid=MULTIPROCESSORS * blocks_of(shape, shared))
+                if shared <= SHARED and _small(first, second, tile):
+                    yield tile
 
 
-def tiles_of(first: DepthwisePlan, tile: FusedTile) -> tuple[int, int]:
+def grid_of(first: DepthwisePlan, tile: FusedTile) -> tuple[int, int]:
     """Return how many tiles lie below each other and side by side in one image."""
     return -(-first.y.out // tile.height), -(-first.x.out // tile.width)
+
+
+def tiles_of(first: DepthwisePlan, tile: FusedTile) -> int:
+    """Return how many tiles an image has."""
+    down, across = grid_of(first, tile)
+    return down * across
+
+
+def _small(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> bool:
+    """Return whether the kernel's 32-bit numbers suffice."""
+    y, x = first.y, first.x
+    largest = max(
+        (y.out + 2 * tile.height) * y.stride + y.extent + abs(y.origin) + y.size,
+        (x.out + 2 * tile.width) * x.stride + x.extent + abs(x.origin) + x.size,
+        first.batch * tiles_of(first, tile) + 2 * tile.grid,
+        first.filters * taps_held(y.taps * x.taps),
+        second.outputs + 256,
+    )
+    return largest < 2**31
 
 
 def cost(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> float:
     """Return modelled bytes of memory traffic for one output pixel that take as long as it does."""
     shape = tile.shape
     a = arrange(first, second, tile)
-    down, across = tiles_of(first, tile)
+    down, across = grid_of(first, tile)
     pixels = first.y.out * first.x.out
     size = SIZES[first.storage]
     halo = down * across * a.rows * a.units * max(shape.unit, 1) / pixels * first.channels
@@ -306,7 +330,7 @@ def cost(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> float:
     turns = slots * a.chunks * a.output_tiles * shape.threads * 250 / shape.pixels / RATES["fma"]
     # Fewer threads than registers allow, or a block alone, leave waits uncovered.
     blocks = blocks_of(shape, a.shared)
-    busy = min(1.0, blocks * shape.threads / MOST_THREADS) ** 0.5
+    busy = sqrt(min(1.0, blocks * shape.threads / MOST_THREADS))
     return (bytes_ + products + turns) / busy * (1.05 if blocks == 1 else 1.0)
 
 
