@@ -223,3 +223,15 @@ def storer(compute: str, output: str) -> Any:
             pointer[index + 1] = convert(value.imag)
 
     return device_function(store)
+
+
+@lru_cache
+def pack(count: int) -> Any:
+    """Return ``pack(array, at) -> tuple`` of ``count`` elements, as vector stores take them."""
+    return device_function(
+        {
+            1: lambda a, i: (a[i],),
+            2: lambda a, i: (a[i], a[i + 1]),
+            4: lambda a, i: (a[i], a[i + 1], a[i + 2], a[i + 3]),
+        }[count]
+    )

@@ -38,6 +38,7 @@ __all__ = [
     "empty",
     "intrinsic",
     "signature",
+    "tensor_cores",
     "to_device",
     "to_host",
     "types",
@@ -320,32 +321,47 @@ def _unpacked(value: Any) -> Any:
 
 
 class _Uploads:
-    """Small arrays kept on the device, found again by their content."""
+    """Arrays kept on the device, found again by their content.
 
-    def __init__(self, capacity: int) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+    capacity: arrays, and bytes of them on the device, that are kept; the latest used ones.
+    """
+
+    def __init__(self, capacity: int, size: int) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Array, Any, int]] = OrderedDict()
         self._lock = threading.Lock()
         self._capacity = capacity
+        self._size = size
 
-    def get(self, array: Array, stream: Any) -> Any:
-        """Return a device copy of a C-ordered array, for work on ``stream``."""
+    def get(self, array: Array, stream: Any, form: tuple[Any, ...] = ()) -> Any:
+        """Return a device copy of a C-ordered array, for work on ``stream``.
+
+        form: a function and its further arguments, that makes of the array what is copied.
+        """
         # A copy made in the order of one stream is not there yet for another.
         handle = 0 if SIMULATOR else _stream_handle(stream)
         device = 0 if SIMULATOR else cuda.get_current_device().id
-        key = array.dtype.str, array.tobytes(), handle, device
+        # By some of the elements, then compared in full: hashing all takes longer.
+        flat = array.reshape(-1).view(f"u{array.itemsize}")
+        some = flat[:: flat.size // 256 + 1].tobytes()
+        key = array.dtype.str, array.shape, some, form, handle, device
         with self._lock:
             found = self._kept.get(key)
-            if found is None:
-                found = to_device(array, stream)
-                self._kept[key] = found
-                if len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
-            else:
+            if found is not None and np.array_equal(found[0], flat):
                 self._kept.move_to_end(key)
-            return found
+                return found[1]
+            made = form[0](array, *form[1:]) if form else array
+            kept = to_device(made, stream)
+            self._kept[key] = flat.copy(), kept, made.nbytes
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._capacity or self._total() > self._size:
+                self._kept.popitem(last=False)
+            return kept
+
+    def _total(self) -> int:
+        return sum(size for _, _, size in self._kept.values())
 
 
-upload = _Uploads(64).get
+upload = _Uploads(256, 256 << 20).get
 
 
 def available() -> tuple[bool, str]:
@@ -364,6 +380,11 @@ def available() -> tuple[bool, str]:
     if (major, minor) < (7, 5):
         return False, f"{name}: compute capability {major}.{minor}; the kernels need 7.5 or later"
     return True, f"{name}, compute capability {major}.{minor}, numba-cuda {version}"
+
+
+def tensor_cores() -> bool:
+    """Return whether the device knows the matrix primitives: from compute capability 8.0 on."""
+    return SIMULATOR or tuple(cuda.get_current_device().compute_capability[:2]) >= (8, 0)
 
 
 @contextlib.contextmanager
