@@ -142,28 +142,45 @@ def _parts(count: int, dtype: Any) -> tuple[int, int]:
     return accesses, count // accesses
 
 
+def _words(dtype: Any, elements: int) -> int:
+    """Return how many elements share a 32-bit word, in vectors of which LLVM would halve."""
+    return max(1, 32 // dtype.bitwidth) if elements * dtype.bitwidth >= 64 else 1
+
+
 def _load(context: Any, builder: Any, start: Any, count: int, dtype: Any) -> tuple[Any, Any]:
     """Emit the load of a vector; return the instructions and its elements."""
     accesses, elements = _parts(count, dtype)
-    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    kind, shared = context.get_data_type(dtype), _words(dtype, elements)
+    vector = ir.VectorType(I32 if shared > 1 else kind, elements // shared)
     loads, values = [], []
     for access in range(accesses):
         part = builder.gep(start, [I32(access * elements)], inbounds=True)
         pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
         loads.append(builder.load(pointer, align=elements * dtype.bitwidth // 8))
-        values += [builder.extract_element(loads[-1], I32(j)) for j in range(elements)]
+        for j in range(elements):
+            value = builder.extract_element(loads[-1], I32(j // shared))
+            if shared > 1:
+                value = builder.lshr(value, I32(j % shared * dtype.bitwidth))
+                value = builder.trunc(value, kind)
+            values.append(value)
     return loads, values
 
 
 def _store(context: Any, builder: Any, start: Any, values: Any, count: int, dtype: Any) -> None:
     """Emit the store of a tuple of ``count`` elements."""
     accesses, elements = _parts(count, dtype)
-    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    shared = _words(dtype, elements)
+    vector = ir.VectorType(I32 if shared > 1 else context.get_data_type(dtype), elements // shared)
     for access in range(accesses):
         packed = ir.Constant(vector, ir.Undefined)
-        for j in range(elements):
+        for j in range(0, elements, shared):
             value = builder.extract_value(values, access * elements + j)
-            packed = builder.insert_element(packed, value, I32(j))
+            if shared > 1:
+                value = builder.zext(value, I32)
+            for k in range(1, shared):
+                more = builder.zext(builder.extract_value(values, access * elements + j + k), I32)
+                value = builder.or_(value, builder.shl(more, I32(k * dtype.bitwidth)))
+            packed = builder.insert_element(packed, value, I32(j // shared))
         part = builder.gep(start, [I32(access * elements)], inbounds=True)
         pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
         builder.store(packed, pointer, align=elements * dtype.bitwidth // 8)
