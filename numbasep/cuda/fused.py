@@ -66,6 +66,7 @@ from numbasep.plan.cuda_fused import (
 
 Array = NDArray[Any]
 
+
 @lru_cache(maxsize=256)
 def fused_kernel(
     shape: FusedShape, storage: str, compute: str, output: str, between: str, after: str
@@ -102,6 +103,7 @@ def _fused(
     span_m, span_n = groups_m * group_m, groups_n * 32
     high, across = 4 * groups_m, 4 * quads * groups_n
     kept_sums, kept_results = high * across, pack * rows
+    window_size, held_size = max(shape.taps_x, 1), taps_held(shape.taps_y * shape.taps_x)
     stage = staging(shape, storage)
     filtered = filtering(shape, storage, compute, between)
     pack_word = packer(shape.multiply, storage, compute)
@@ -132,6 +134,9 @@ def _fused(
         words = cuda.shared.array(0, word)
         sums = cuda.local.array(kept_sums, element)
         results = cuda.local.array(kept_results, element)
+        window = cuda.local.array(window_size, element)
+        filter_taps = cuda.local.array(held_size, element)
+        left_part, right_part = cuda.local.array(high, word), cuda.local.array(across, word)
         t = i32(cuda.threadIdx.x)
         lane, warp = i32(t & 31), i32(t >> 5)
         quantity = i32(i32(taps_y * taps_x + 4) // 4 * 4)
@@ -260,6 +265,7 @@ def _fused(
                                         i32(stride_y * row_pitch), i32(dilation_y * row_pitch),
                                         dilation_x, taps_y, taps_x,
                                     ),
+                                    (window, filter_taps),
                                 )  # fmt: skip
                             else:
                                 for r in range(rows):
@@ -280,13 +286,15 @@ def _fused(
                     multiplied(
                         sums, words,
                         i32(output_words + first_row * output_pitch + load_m),
-                        i32(pixel_words + first_row * pixel_pitch + load_n), count,
+                        i32(pixel_words + first_row * pixel_pitch + load_n),
+                        count, (left_part, right_part),
                     )  # fmt: skip
                 else:
                     multiplied(
                         sums, words,
                         i32(pixel_words + first_row * pixel_pitch + load_m),
-                        i32(output_words + first_row * output_pitch + load_n), count,
+                        i32(output_words + first_row * output_pitch + load_n),
+                        count, (left_part, right_part),
                     )  # fmt: skip
                 if chunk == chunks - 1:
                     rest = i32(u32(tile) // u32(tiles_x))

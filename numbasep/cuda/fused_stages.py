@@ -9,7 +9,7 @@ import numpy as np
 from numbasep import boundary as boundaries
 from numbasep.cuda.activations import biased
 from numbasep.cuda.elements import multiply_add, narrow, numba_type, raw_type, widen, zero
-from numbasep.cuda.launch import cuda, device_function, types
+from numbasep.cuda.launch import device_function, types
 from numbasep.cuda.primitives import (
     copy_async,
     i32,
@@ -142,14 +142,12 @@ def filtering(shape: FusedShape, storage: str, compute: str, activation: str) ->
     rows, taps_y, taps_x = shape.rows, shape.taps_y, shape.taps_x
     stride, dilation_y, dilation_x = shape.stride_y, shape.dilation_y, shape.dilation_x
     window_rows = (rows - 1) * stride + (taps_y - 1) * dilation_y + 1
-    window_size = max(taps_x, 1)
 
     def few(
         halo: Any, taps: Any, at: int, tap_at: int, row_pitch: int, results: Any, first: int,
-        strides: Any,
+        strides: Any, registers: Any,
     ) -> None:  # fmt: skip
-        window = cuda.local.array(window_size, element)
-        held = cuda.local.array(quantity, element)
+        window, held = registers
         for k in range(0, quantity, 4):
             unroll()
             part = load_taps(taps, i64(tap_at) + k)
@@ -180,7 +178,7 @@ def filtering(shape: FusedShape, storage: str, compute: str, activation: str) ->
 
     def many(
         halo: Any, taps: Any, at: int, tap_at: int, row_pitch: int, results: Any, first: int,
-        strides: Any,
+        strides: Any, registers: Any,
     ) -> None:  # fmt: skip
         pitch, down, across, high, wide = strides
         for r in range(rows):
@@ -214,9 +212,8 @@ def multiplying(shape: FusedShape, compute: str) -> Any:
         load = load_vector(4, element)
         high, wide = 4 * groups_m, 4 * groups_n
 
-        def product(sums: Any, words: Any, m_at: int, n_at: int) -> None:
-            column = cuda.local.array(high, element)
-            row = cuda.local.array(wide, element)
+        def product(sums: Any, words: Any, m_at: int, n_at: int, registers: Any) -> None:
+            column, row = registers
             for i in range(groups_m):
                 unroll()
                 part = load(words, m_at + 16 * i)
@@ -237,19 +234,19 @@ def multiplying(shape: FusedShape, compute: str) -> Any:
 
         product = device_function(product)
 
-        def add(sums: Any, words: Any, m_at: int, n_at: int, count: int) -> None:
+        def add(sums: Any, words: Any, m_at: int, n_at: int, count: int, registers: Any) -> None:
             m_next, n_next = i64(m_at), i64(n_at)
             left = i32(count)
             while left >= 4:
-                product(sums, words, m_next, n_next)
-                product(sums, words, m_next + m_pitch, n_next + n_pitch)
-                product(sums, words, m_next + 2 * m_pitch, n_next + 2 * n_pitch)
-                product(sums, words, m_next + 3 * m_pitch, n_next + 3 * n_pitch)
+                product(sums, words, m_next, n_next, registers)
+                product(sums, words, m_next + m_pitch, n_next + n_pitch, registers)
+                product(sums, words, m_next + 2 * m_pitch, n_next + 2 * n_pitch, registers)
+                product(sums, words, m_next + 3 * m_pitch, n_next + 3 * n_pitch, registers)
                 m_next += 4 * m_pitch
                 n_next += 4 * n_pitch
                 left = i32(left - 4)
             while left > 0:
-                product(sums, words, m_next, n_next)
+                product(sums, words, m_next, n_next, registers)
                 m_next += m_pitch
                 n_next += n_pitch
                 left = i32(left - 1)
@@ -258,10 +255,12 @@ def multiplying(shape: FusedShape, compute: str) -> Any:
     multiply = mma(shape.multiply)
     load_words = load_vector(4, types.uint32)
     wide = 8 * groups_n
-    fragments, shape_words = 8 * groups_n, shape.words
+    shape_words = shape.words
 
-    def add_matrices(sums: Any, words: Any, m_at: int, n_at: int, count: int) -> None:
-        right = cuda.local.array(fragments, types.uint32)
+    def add_matrices(
+        sums: Any, words: Any, m_at: int, n_at: int, count: int, registers: Any
+    ) -> None:
+        _, right = registers
         for k in range(0, shape_words, 8):
             unroll()
             if k < count:

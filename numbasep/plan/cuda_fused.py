@@ -238,13 +238,23 @@ def _unit(first: DepthwisePlan, width: int) -> int:
     return 1 if size >= 4 else 0
 
 
-def _shapes(first: DepthwisePlan, second: PointwisePlan) -> Iterator[tuple[int, int, int]]:
-    """Yield outputs, pixels and threads that give a thread 64 sums (float64: 16)."""
-    sums = 16 if first.compute == "float64" else 64
+def _warps(
+    first: DepthwisePlan, second: PointwisePlan, multiply: str
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield warps and groups, of m and n: 64 sums a thread (float64: 16), and the least block."""
+    planar = first.layout == "NCHW"
+    high = 16 if multiply == "fma" else 32
+    groups = 1 if first.compute == "float64" else 4 if multiply == "fma" else 2
+    yield 1, 1, 1, 1
     for outputs, pixels in product((32, 64, 96, 128, 192, 256), (64, 128, 256)):
-        threads = outputs * pixels // sums
-        if 64 <= threads <= MOST_THREADS and outputs <= max(32, 2 * second.outputs):
-            yield outputs, pixels, threads
+        m, n = (outputs, pixels) if planar else (pixels, outputs)
+        # A tensor core's fragments of m are loaded one by one, those of n are held.
+        groups_n = 2 if groups == 4 and n % 64 == 0 else 1
+        groups_m = groups // groups_n
+        warps_m, warps_n = m // (high * groups_m), n // (32 * groups_n)
+        exact = m % (high * groups_m) == 0 and n % (32 * groups_n) == 0
+        if exact and 2 <= warps_m * warps_n <= MOST_THREADS // 32:
+            yield warps_m, warps_n, groups_m, groups_n
 
 
 def _widths(first: DepthwisePlan) -> set[int]:
@@ -254,39 +264,34 @@ def _widths(first: DepthwisePlan) -> set[int]:
 
 def _candidates(first: DepthwisePlan, second: PointwisePlan) -> Iterator[FusedTile]:
     multiply = multiply_of(first, second)
-    planar = first.layout == "NCHW"
     few = first.y.taps * first.x.taps <= MOST_TAPS
-    # Sums of one lane: 16 in a group of multiply-adds, 32 in one of a tensor core.
-    lower = 16 if multiply == "fma" else 32
-    shares = 1 if first.compute == "float64" else 4 if multiply == "fma" else 2
-    for (outputs, pixels, threads), width, words in product(
-        _shapes(first, second), _widths(first), (8, 16)
+    for warps, width, words in product(
+        _warps(first, second, multiply), sorted(_widths(first)), (8, 16)
     ):
-        m, n = (outputs, pixels) if planar else (pixels, outputs)
-        # A tensor core's fragments of m are loaded one by one, those of n are held.
-        groups_n = 2 if shares == 4 and n % 64 == 0 else 1
-        groups_m = shares // groups_n
-        if m % (lower * groups_m) or n % (32 * groups_n):
-            continue
-        height = min(pixels // width, first.y.out)
-        rows = 4 if height >= 4 else 2 if height >= 2 else 1
-        height = min(pixels // width // rows * rows, _up(first.y.out, rows))
-        if height == 0:
-            continue
         shape = FusedShape(
-            multiply, planar, m // (lower * groups_m), n // (32 * groups_n), groups_m, groups_n,
-            words, rows,
+            multiply,
+            first.layout == "NCHW",
+            *warps,
+            words,
+            1,
             *((first.y.taps, first.x.taps) if few else (0, 0)),
             *((first.y.stride, first.y.dilation, first.x.dilation) if few else (1, 1, 1)),
-            _unit(first, width), first.multiplier, MOST_THREADS // threads,
-        )  # fmt: skip
-        if shape.threads == threads and threads % shape.channels == 0:
-            for resident in (True, False):
-                tile = FusedTile(shape, width, height, resident, 1)
-                shared = arrange(first, second, tile).shared
-                tile = replace(tile, grid=MULTIPROCESSORS * blocks_of(shape, shared))
-                if shared <= SHARED and _small(first, second, tile):
-                    yield tile
+            _unit(first, width),
+            first.multiplier,
+            MOST_THREADS // (32 * warps[0] * warps[1]),
+        )
+        most = min(shape.pixels // width, first.y.out)
+        rows = 4 if most >= 4 else 2 if most >= 2 else 1
+        height = min(shape.pixels // width // rows * rows, _up(first.y.out, rows))
+        columns = width * height // rows
+        if height == 0 or columns > shape.threads or shape.threads % shape.channels:
+            continue
+        for resident in (True, False):
+            tile = FusedTile(replace(shape, rows=rows), width, height, resident, 1)
+            shared = arrange(first, second, tile).shared
+            tile = replace(tile, grid=MULTIPROCESSORS * blocks_of(shape, shared))
+            if shared <= SHARED and _small(first, second, tile):
+                yield tile
 
 
 def grid_of(first: DepthwisePlan, tile: FusedTile) -> tuple[int, int]:
@@ -326,11 +331,15 @@ def cost(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> float:
     bytes_ = size * (halo + second.outputs) + SIZES[second.storage] * reread
     rate = RATES[shape.multiply] / (2 if first.compute == "float64" else 1)
     products = slots * first.filters * a.output_tiles * shape.outputs / rate
+    if shape.groups_m * shape.groups_n == 1:
+        # Each operand is loaded for few products.
+        products *= 2
     # What a turn takes beside its products: some 250 instructions of each thread.
     turns = slots * a.chunks * a.output_tiles * shape.threads * 250 / shape.pixels / RATES["fma"]
     # Fewer threads than registers allow, or a block alone, leave waits uncovered.
     blocks = blocks_of(shape, a.shared)
     busy = sqrt(min(1.0, blocks * shape.threads / MOST_THREADS))
+    busy *= min(1.0, first.batch * down * across / MULTIPROCESSORS)
     return (bytes_ + products + turns) / busy * (1.05 if blocks == 1 else 1.0)
 
 
