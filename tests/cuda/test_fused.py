@@ -19,7 +19,15 @@ from numbasep.cuda import launch
 from numbasep.cuda.fused import run_fused
 from numbasep.plan import channelwise as planner
 from numbasep.plan.channelwise import LAYOUTS, PADDING_MODES, FusedPlan
-from numbasep.plan.cuda_fused import HALVES, SHARED, FusedShape, FusedTile, arrange, multiply_of
+from numbasep.plan.cuda_fused import (
+    HALVES,
+    SHARED,
+    FusedShape,
+    FusedTile,
+    arrange,
+    choose,
+    multiply_of,
+)
 from tests import oracle
 from tests.conftest import examples
 
@@ -27,12 +35,8 @@ Array = NDArray[Any]
 
 PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 # Storage, the dtype of the pointwise weights, tf32.
-EXACT = (
-    ("float32", "float32", False),
-    ("float64", "float64", False),
-    ("float16", "float32", False),
-)
-TENSOR = (
+KINDS = (
+    ("float32", "float32", False), ("float64", "float64", False), ("float16", "float32", False),
     ("float32", "float32", True), ("float16", "float16", False), ("bfloat16", "bfloat16", False),
 )  # fmt: skip
 
@@ -146,10 +150,8 @@ class Case:
 
 
 @st.composite
-def cases(
-    draw: Callable[..., Any], kinds: tuple[tuple[str, str, bool], ...], *, whole: bool
-) -> Case:
-    storage, weights, tf32 = draw(st.sampled_from(kinds))
+def cases(draw: Callable[..., Any], *, whole: bool) -> Case:
+    storage, weights, tf32 = draw(st.sampled_from(KINDS))
     layout = draw(st.sampled_from(LAYOUTS))
     kh, kw = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     dilation = draw(st.sampled_from(((1, 1), (1, 1), (2, 1), (1, 2))))
@@ -204,6 +206,7 @@ def cases(
     )
 
 
+@st.composite
 def tiles(draw: Callable[..., Any], case: Case) -> FusedTile:
     """A small tile of any form."""
     first = case.plan.depthwise
@@ -234,49 +237,28 @@ def tiles(draw: Callable[..., Any], case: Case) -> FusedTile:
     return case.tile(**more)
 
 
-def check_exact(case: Case, data: st.DataObject) -> None:
+def exact(case: Case, result: Array) -> None:
+    """Integers: the intermediate, at most 9 * 4 + 2, is exact in every operand's dtype."""
     middle = case.middle()
     activated = case.plan.depthwise.activation == "relu6"
-    if activated:
-        middle = np.clip(middle, 0, 6)
-    reference = case.mixed(middle)
+    reference = case.mixed(np.clip(middle, 0, 6) if activated else middle)
     if activated:
         reference = np.clip(reference, 0, 6)
-    # Sums of the 16-bit dtypes that are not exact in them are rounded once.
+    # Rounded once, where it is not exact in 16 bits.
     expected = reference.astype(np.float32).astype(of(case.plan.pointwise.output))
-    result = case.run(data.draw(st.composite(tiles)(case)))
     assert np.array_equal(wide(result), wide(expected))
 
 
-@settings(max_examples=examples("cuda"))
-@given(case=cases(EXACT, whole=True), data=st.data())
-def test_multiply_adds_are_exact_on_integers(case: Case, data: st.DataObject) -> None:
-    check_exact(case, data)
+def same_bits(case: Case, result: Array, other: FusedTile) -> None:
+    """Those of the CPU; of another tile where the simulator's twin rounds twice, in float64."""
+    single = case.plan.depthwise.compute == "float32"
+    expected = case.on_cpu() if single else case.run(other)
+    assert result.tobytes() == expected.tobytes()
 
 
-@settings(max_examples=examples("cuda"))
-@given(case=cases(TENSOR, whole=True), data=st.data())
-def test_tensor_cores_are_exact_on_integers(case: Case, data: st.DataObject) -> None:
-    # The intermediate is at most 9 * 4 + 2, exact in every operand type.
-    check_exact(case, data)
-
-
-@settings(max_examples=examples("cuda"))
-@given(case=cases(EXACT[:2], whole=False), data=st.data())
-def test_bits_do_not_depend_on_the_tile(case: Case, data: st.DataObject) -> None:
-    result = case.run(data.draw(st.composite(tiles)(case)))
-    # A double rounding of float64 in the simulator's twin leaves only its own bits to compare.
-    single = case.plan.depthwise.storage == "float32"
-    other = case.on_cpu() if single else case.run(data.draw(st.composite(tiles)(case)))
-    assert result.tobytes() == other.tobytes()
-
-
-@settings(max_examples=examples("cuda"))
-@given(case=cases(TENSOR, whole=False), data=st.data())
-def test_tensor_cores_are_within_the_bound(case: Case, data: st.DataObject) -> None:
+def within_bound(case: Case, result: Array, multiply: str) -> None:
     """One rounding of the intermediate, and for tf32 of the weights, into the operands' dtype."""
     plan = case.plan
-    multiply = multiply_of(plan.depthwise, plan.pointwise)
     u = oracle.ROUNDOFF["float16" if multiply == "tf32" else multiply]
     smallest = {"tf32": 2.0**-137, "float16": 2.0**-25, "bfloat16": 2.0**-134}[multiply]
     middle, sums = case.middle(), case.middle(absolute=True)
@@ -288,19 +270,32 @@ def test_tensor_cores_are_within_the_bound(case: Case, data: st.DataObject) -> N
     reference = case.mixed(middle)
     reach = case.mixed(abs(middle) + error, absolute=True)
     bias = case.mixed(np.zeros_like(middle), absolute=True)
-    # Hardware aligns the 8 or 16 products of a fragment and truncates them: at most 3 roundings of
-    # twice the unit for each product (see test_pointwise).
-    n = 6 * (-(-plan.pointwise.channels // 16) * 16) + 1
+    # Hardware adds the products of a fragment cut, not rounded: three units for each channel of
+    # whole fragments (see test_pointwise).
+    n = 3 * (plan.pointwise.channels + -plan.pointwise.channels % 32) + 1
     allowed = oracle.gamma(n, "float32") * reach + (case.mixed(error, absolute=True) - bias)
     if multiply == "tf32":
         allowed = allowed + u * reach
     if plan.pointwise.activation == "relu6":
         reference = np.clip(reference, 0, 6)
-    result = case.run(data.draw(st.composite(tiles)(case)))
     output = plan.pointwise.output
     if output in HALVES:
         allowed = allowed + oracle.ROUNDOFF[output] * (abs(reference) + allowed) + smallest
     assert (abs(wide(result) - reference) <= allowed).all()
+
+
+@settings(max_examples=examples("cuda"))
+@given(data=st.data(), whole=st.booleans())
+def test_any_tile(data: st.DataObject, whole: bool) -> None:
+    case = data.draw(cases(whole=whole))
+    result = case.run(data.draw(tiles(case)))
+    multiply = multiply_of(case.plan.depthwise, case.plan.pointwise)
+    if whole:
+        exact(case, result)
+    elif multiply == "fma":
+        same_bits(case, result, data.draw(tiles(case)))
+    else:
+        within_bound(case, result, multiply)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -321,8 +316,6 @@ def test_chosen_tiles_fit(layout: str, size: tuple[int, int], storage: str, k: i
         plan = planner.separable(first, second, None, "cuda")
         assert plan.why
         if plan.fused:
-            from numbasep.plan.cuda_fused import choose
-
             tile = choose(plan.depthwise, plan.pointwise)
             assert tile is not None
             assert arrange(plan.depthwise, plan.pointwise, tile).shared <= SHARED
