@@ -343,55 +343,60 @@ def test_pointwise_is_exact_on_integers(backend: str) -> None:
     check()
 
 
-@settings(max_examples=examples("cpu"))
-@given(
-    layer=layers(("float32", "float64"), whole=False),
-    outputs=st.integers(1, 60),
-    layout=st.sampled_from(LAYOUTS),
-    first=st.sampled_from(tuple(ACTIVATIONS)),
-    second=st.sampled_from(tuple(ACTIVATIONS)),
-)
-def test_fused_has_the_bits_of_the_two_calls(
-    layer: Layer, outputs: int, layout: str, first: Any, second: Any
-) -> None:
-    rng = np.random.default_rng(3)
-    matrix = rng.standard_normal((outputs, len(layer.weight))).astype(layer.x.dtype)
-    bias = rng.standard_normal(outputs).astype(layer.x.dtype)
-    x = layer.x if layout == "NCHW" else last(layer.x)
-    fused, apart, chosen = (
-        depthwise_separable_conv2d(
+def test_fused_has_the_bits_of_the_two_calls(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(("float32", "float64"), whole=False, backend=backend),
+        outputs=st.integers(1, 60 if backend == "cpu" else 18),
+        layout=st.sampled_from(LAYOUTS),
+        first=st.sampled_from(tuple(ACTIVATIONS)),
+        second=st.sampled_from(tuple(ACTIVATIONS)),
+        fuse=st.sampled_from((True, True, False, None)),
+    )
+    def check(
+        layer: Layer, outputs: int, layout: str, first: Any, second: Any, fuse: bool | None
+    ) -> None:
+        rng = np.random.default_rng(3)
+        matrix = rng.standard_normal((outputs, len(layer.weight))).astype(layer.x.dtype)
+        bias = rng.standard_normal(outputs).astype(layer.x.dtype)
+        x = layer.x if layout == "NCHW" else last(layer.x)
+        result = depthwise_separable_conv2d(
             x, layer.weight[:, None], matrix, depthwise_bias=layer.bias,
             depthwise_activation=first, pointwise_bias=bias, activation=second, layout=layout,
-            fuse=fuse, **layer.options,
-        )
-        for fuse in (True, False, None)
-    )  # fmt: skip
-    calls = mix(layer.call("NCHW", activation=first), matrix, bias, "NCHW", activation=second)
-    if layout == "NHWC":
-        calls = last(calls)
-    for result in (fused, apart, chosen):
+            fuse=fuse, backend=backend, **layer.options,
+        )  # fmt: skip
+        middle = layer.call("NCHW", activation=first, backend=backend)
+        calls = mix(middle, matrix, bias, "NCHW", activation=second, backend=backend)
+        if layout == "NHWC":
+            calls = last(calls)
         assert result.tobytes() == np.ascontiguousarray(calls).tobytes()
 
+    check()
 
-@settings(max_examples=examples("cpu"))
-@given(
-    layer=layers(("float16", "bfloat16"), whole=True),
-    layout=st.sampled_from(LAYOUTS),
-    fuse=st.booleans(),
-)
-def test_narrow_fused_sums_are_exact(layer: Layer, layout: str, fuse: bool) -> None:
-    layer.x[...] = layer.x > 0
-    layer.weight[...] = layer.weight > 0
-    layer.bias = None
-    matrix = np.eye(len(layer.weight), dtype=layer.x.dtype)
-    x = layer.x if layout == "NCHW" else last(layer.x)
-    result = depthwise_separable_conv2d(
-        x, layer.weight[:, None], matrix, layout=layout, fuse=fuse, **layer.options
+
+def test_narrow_fused_sums_are_exact(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(("float16", "bfloat16"), whole=True, backend=backend),
+        layout=st.sampled_from(LAYOUTS),
+        fuse=st.sampled_from((None, True, False)),
     )
-    reference, _ = layer.sums()
-    if layout == "NHWC":
-        reference = last(reference)
-    assert np.array_equal(wide(result), reference)
+    def check(layer: Layer, layout: str, fuse: bool | None) -> None:
+        layer.x[...] = layer.x > 0
+        layer.weight[...] = layer.weight > 0
+        layer.bias = None
+        matrix = np.eye(len(layer.weight), dtype=layer.x.dtype)
+        x = layer.x if layout == "NCHW" else last(layer.x)
+        result = depthwise_separable_conv2d(
+            x, layer.weight[:, None], matrix, layout=layout, fuse=fuse, backend=backend,
+            **layer.options,
+        )  # fmt: skip
+        reference, _ = layer.sums()
+        if layout == "NHWC":
+            reference = last(reference)
+        assert np.array_equal(wide(result), reference)
+
+    check()
 
 
 def table() -> list[dict[str, Any]]:
