@@ -41,12 +41,17 @@ def same(array: Array) -> Array:
 NUMPY = Kind("numpy", same, same)
 
 
-def _adopt_torch(tensor: Any) -> Array:
+def plain_tensor(tensor: Any) -> Any:
+    """Return a tensor of torch's whose memory holds its elements."""
     if tensor.requires_grad:
         raise TypeError("the tensor requires a gradient, which would be lost; pass .detach()")
-    if str(tensor.layout) != "torch.strided":
+    if tensor.layout is not sys.modules["torch"].strided:
         raise TypeError(f"the tensor's layout is {tensor.layout}; pass .to_dense()")
-    tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _adopt_torch(tensor: Any) -> Array:
+    tensor = plain_tensor(tensor)
     if str(tensor.dtype) != "torch.bfloat16":
         array: Array = tensor.numpy()
         return array
@@ -131,15 +136,15 @@ def describe(argument: str, array: Array | Buffer) -> Buffer:
     )
 
 
-def check_kinds(x: Kind, out: Kind) -> None:
+def check_kinds(x: str, out: str) -> None:
     """Refuse a result of another library than the image's."""
-    if x.name != out.name:
-        raise TypeError(f"out: an array of {out.name} arrived and x is one of {x.name}; pass that")
+    if x != out:
+        raise TypeError(f"out: an array of {out} arrived and x is one of {x}; pass that")
 
 
-def check_wrap(kind: Kind, dtype: str) -> None:
+def check_wrap(library: str, dtype: str) -> None:
     """Refuse a result that a library would narrow without a word."""
-    if kind is JAX and dtype in ("int64", "uint64", "float64", "complex128"):
+    if library == "jax" and dtype in ("int64", "uint64", "float64", "complex128"):
         jax = sys.modules["jax"]
         if not jax.config.jax_enable_x64:
             raise TypeError(
@@ -150,16 +155,29 @@ def check_wrap(kind: Kind, dtype: str) -> None:
 
 def check_out(out: Array, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse an ``out`` into which a result of this shape and dtype cannot be written."""
-    if out.shape != shape:
-        raise ValueError(f"out: shape {out.shape} arrived and the result has {shape}; pass that")
-    if checks.name_of(out.dtype) != dtype:
+    name = checks.name_of(out.dtype)
+    check_place(out.shape, out.strides, name, out.flags.writeable, shape, dtype)
+
+
+def check_place(
+    found_shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    found_dtype: str,
+    writable: bool,
+    shape: tuple[int, ...],
+    dtype: str,
+) -> None:
+    """Refuse memory into which a result of this shape and dtype cannot be written."""
+    if found_shape != shape:
+        raise ValueError(f"out: shape {found_shape} arrived and the result has {shape}; pass that")
+    if found_dtype != dtype:
         raise ValueError(
-            f"out: dtype {out.dtype} arrived and the result has {dtype}; pass that, or dtype="
+            f"out: dtype {found_dtype} arrived and the result has {dtype}; pass that, or dtype="
         )
-    if not out.flags.writeable:
+    if not writable:
         raise ValueError("out: the array is read-only; pass a writable one")
-    if 0 in out.strides and any(
-        step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)
+    if 0 in strides and any(
+        step == 0 and size > 1 for step, size in zip(strides, found_shape, strict=True)
     ):
         raise ValueError(
             "out: elements of the array share memory (a broadcast view); pass a full one"

@@ -328,7 +328,7 @@ class _Call:
         self.out: Array | None = None
         if out is not None:
             self.out, place_kind = arrays.adopt("out", out)
-            arrays.check_kinds(self.kind, place_kind)
+            arrays.check_kinds(self.kind.name, place_kind.name)
         self.backend = "cpu" if backend is None else checks.choice("backend", backend, BACKENDS)
         if stream is not None and self.backend == "cpu":
             raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
@@ -363,7 +363,7 @@ class _Call:
             shape = (self.shape[0], *shape)
         seen = (*shape[:-3], shape[-1], *shape[-3:-1]) if self.turned else shape
         if self.out is None:
-            arrays.check_wrap(self.kind, dtype)
+            arrays.check_wrap(self.kind.name, dtype)
         else:
             arrays.check_out(self.out, seen, dtype)
             place = np.moveaxis(self.out, -3, -1) if self.turned else self.out

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, views
+from numbasep import arrays, devices, views
 from numbasep.boundary import NAMES as BOUNDARIES
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
 from numbasep.plan.spatial import Buffer, Spatial
 from numbasep.taps import Taps, resolve
+from numbasep.taps import key as taps_key
+from numbasep.views import Device
 
 Array = NDArray[Any]
 
@@ -99,11 +101,16 @@ def separable_conv2d(
     and ``s`` the convolution of ``|x|`` with ``sum_r |column_r| |row_r|``, plus one rounding to
     the result's dtype (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
+    device = devices.kind_of(x)
+    if device is not None:
+        options = mode, boundary, fillvalue, stride, dilation, axes, dtype
+        return _between(device, x, kernel, options, out, backend, stream)
     image, kind = arrays.adopt("x", x)
     place = None
     if out is not None:
+        devices.refuse("out", out, "and x is in host memory; pass a host array, or move x there")
         place, place_kind = arrays.adopt("out", out)
-        arrays.check_kinds(kind, place_kind)
+        arrays.check_kinds(kind.name, place_kind.name)
     call = prepare(
         image,
         kernel,
@@ -118,7 +125,7 @@ def separable_conv2d(
         backend=backend,
         stream=stream,
     )
-    arrays.check_wrap(kind, call.spatial.dtype)
+    arrays.check_wrap(kind.name, call.spatial.dtype)
     result = run(call, image, place, stream)
     return kind.wrap(result) if out is None else out
 
@@ -150,6 +157,10 @@ def _options(
 def _checked(options: tuple[Any, ...], kinds: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
     """``kinds`` are the options' types: 1, 1.0 and True are equal keys, and not equally right."""
     return _options(*options, ndim=ndim)
+
+
+def _types(options: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple([tuple(map(type, v)) if type(v) is tuple else type(v) for v in options])
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +200,8 @@ def prepare(
     if dtype is None and out is not None:
         dtype = out.dtype
     options = mode, boundary, fillvalue, stride, dilation, axes, dtype
-    kinds = tuple(tuple(map(type, v)) if type(v) is tuple else type(v) for v in options)
     try:
-        checked = _checked(options, kinds, len(image.shape))
+        checked = _checked(options, _types(options), len(image.shape))
     except TypeError:
         # Something without a hash: a list, or an argument that the checks refuse.
         checked = _options(*options, ndim=len(image.shape))
@@ -252,15 +262,109 @@ def _backend(
         else:
             run_separable(problem, image, out, taps[0], taps[1])
         return
-    from numbasep.cuda import launch, separable
+    from numbasep.cuda import launch
 
     device_image = launch.to_device(np.ascontiguousarray(image), stream)
     device_out = launch.empty(out.shape, out.dtype, stream)
-    if problem.direct:
-        separable.run_direct(problem, device_image, device_out, taps[0], stream)
-    else:
-        separable.run_separable(problem, device_image, device_out, taps[0], taps[1], stream)
+    _launch(problem, device_image, device_out, taps, stream)
     launch.to_host(device_out, out, stream)
+
+
+def _launch(problem: Any, image: Any, out: Any, taps: tuple[Array, ...], stream: Any) -> None:
+    from numbasep.cuda import separable
+
+    if problem.direct:
+        separable.run_direct(problem, image, out, taps[0], stream)
+    else:
+        separable.run_separable(problem, image, out, taps[0], taps[1], stream)
+
+
+def _between(
+    kind: devices.Interface,
+    x: Any,
+    kernel: object,
+    options: tuple[Any, ...],
+    out: Any,
+    backend: Any,
+    stream: Any,
+) -> Any:
+    """Compute a call between device arrays, where they are."""
+    from numbasep.cuda import session
+
+    image, place, handle = devices.arrive(kind, x, out, backend, stream)
+    apart = place is not None and image.overlaps(place)
+    writable = place is None or place.writable
+    try:
+        key = "separable", options, _types(options), taps_key(kernel), apart, writable
+        hash(key)
+    except TypeError:
+        # Something without a hash: a list, or an argument that the checks refuse.
+        key = None
+    given = [image] if place is None else [image, place]
+
+    def work(current: session.Session) -> Device:
+        return _work(current, image, place, kernel, options, apart)
+
+    result = session.run(key, kind, handle, given, work)
+    return out if place is not None else kind.wrap(result, handle)
+
+
+def _work(
+    session: Any,
+    image: Device,
+    place: Device | None,
+    kernel: object,
+    options: tuple[Any, ...],
+    apart: bool,
+) -> Device:
+    """Check and plan a call between device arrays, and launch it."""
+    from numbasep.cuda import copying
+
+    mode, boundary, fillvalue, stride, dilation, axes, dtype = options
+    call = prepare(
+        devices.buffer(image),
+        kernel,
+        mode=mode,
+        boundary=boundary,
+        fillvalue=fillvalue,
+        stride=stride,
+        dilation=dilation,
+        axes=axes,
+        dtype=place.dtype if dtype is None and place is not None else dtype,
+        backend="cuda",
+    )
+    spatial, problem, layout = call.spatial, call.spatial.problem, call.spatial.layout
+    if place is not None:
+        devices.check_out(place, spatial.shape, spatial.dtype)
+    if spatial.largest is not None:
+        raise ValueError(
+            f"x: {image.dtype} values above {spatial.largest} could exceed 64-bit integers under "
+            "these taps, and values on a device are not looked at; convert x to int32 or float64"
+        )
+    taps = call.taps.prepared(problem.compute, layout.swapped)
+    stream = session.stream
+    direct = place is not None and not apart and spatial.takes(devices.buffer(place))
+    result = (
+        place
+        if place is not None and direct
+        else session.empty(spatial.shape, spatial.dtype, spatial.order)
+    )
+    if problem.rank == 0 and not problem.direct:
+        copying.fill_zero(result, stream)
+    elif result.size:
+        source = image
+        if layout.copied:
+            source = session.empty(image.shape, image.dtype, layout.order)
+            copying.copy(image, source, stream)
+        for images, outs in views.device_loops(
+            views.device_images(source, layout, problem.storage),
+            views.device_images(result, layout, problem.output),
+        ):
+            _launch(replace(problem, planes=images.shape[0]), images, outs, taps, stream)
+    if place is not None and result is not place:
+        copying.copy(result, place, stream)
+        return place
+    return result
 
 
 def _check_range(x: Array, largest: int) -> None:

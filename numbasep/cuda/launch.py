@@ -24,20 +24,30 @@ from numba.cuda import types
 from numba.cuda.core import config as _config
 from numpy.typing import NDArray
 
+from numbasep.plan import checks
+from numbasep.plan.layout import contiguous
+from numbasep.views import Device
+
 Array = NDArray[Any]
 
 __all__ = [
     "SHARED_DEFAULT",
     "SIMULATOR",
     "VERSION",
+    "Export",
     "Kernel",
     "View",
+    "active",
+    "allocate",
     "available",
     "cuda",
     "device_function",
+    "device_of",
     "empty",
     "intrinsic",
+    "order",
     "signature",
+    "stream_handle",
     "to_device",
     "to_host",
     "types",
@@ -48,6 +58,7 @@ __all__ = [
 SIMULATOR = bool(_config.ENABLE_CUDASIM)
 
 if not SIMULATOR:
+    from cuda.bindings import driver as _cuda_driver
     from numba.cuda import dispatcher as _dispatcher
     from numba.cuda import extending as _extending
     from numba.cuda.cudadrv import driver as _driver
@@ -116,6 +127,21 @@ class HostPointer:
         moved.origin = self.origin + count
         return moved
 
+    @property
+    def address(self) -> int:
+        return int(self.elements.ctypes.data + self.origin * self.elements.itemsize)
+
+    def moved(self, distance: int, owner: Any) -> HostPointer:
+        """Return the same pointer into other memory, ``distance`` bytes away."""
+        low = int(self.elements.ctypes.data)
+        return HostPointer(
+            low + distance,
+            low + distance + self.elements.nbytes,
+            self.address + distance,
+            self.elements.dtype,
+            owner,
+        )
+
     def vector(self, offset: int, count: int, dtype: str) -> Array:
         """Return ``count`` elements at a byte offset, aligned to at most 16 bytes of them."""
         size = count * np.dtype(dtype).itemsize
@@ -128,12 +154,13 @@ class HostPointer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A device array as the launchers see it: address, shape, strides in bytes."""
+    """A device array as the launchers see it: address, shape, strides and elements in bytes."""
 
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     owner: Any
+    itemsize: int
 
     def pointer(self, dtype: Any) -> Any:
         """Return what a kernel takes as ``types.CPointer(dtype)``."""
@@ -143,7 +170,7 @@ class View:
         for size, stride in zip(self.shape, self.strides, strict=True):
             low += min(0, (size - 1) * stride)
             high += max(0, (size - 1) * stride)
-        itemsize = self.owner.dtype.itemsize if 0 not in self.shape else 0
+        itemsize = self.itemsize if 0 not in self.shape else 0
         return HostPointer(low, high + itemsize, self.address, _numpy(dtype), self.owner)
 
 
@@ -153,19 +180,19 @@ def _numpy(dtype: Any) -> np.dtype[Any]:
 
 def view(array: Any) -> View:
     """Return where a device array's elements are."""
+    if isinstance(array, View):
+        return array
+    if isinstance(array, Device):
+        return View(array.address, array.shape, array.strides, array.owner, array.itemsize)
     if SIMULATOR:
         host = getattr(array, "_ary", array)
         found = host.__array_interface__
-        return View(found["data"][0], host.shape, host.strides, host)
+        return View(found["data"][0], host.shape, host.strides, host, host.itemsize)
     found = array.__cuda_array_interface__
     shape = found["shape"]
-    strides = found.get("strides")
-    if strides is None:
-        strides, step = [], np.dtype(found["typestr"]).itemsize
-        for size in reversed(shape):
-            strides.insert(0, step)
-            step *= size
-    return View(found["data"][0], shape, tuple(strides), array)
+    itemsize = np.dtype(found["typestr"]).itemsize
+    strides = found.get("strides") or contiguous(shape, itemsize, tuple(range(len(shape))))
+    return View(found["data"][0], shape, strides, array, itemsize)
 
 
 def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -173,11 +200,14 @@ def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
 
 
-def _stream_handle(stream: Any) -> int:
-    """Return the handle of a stream of numba.cuda, cuda.core, CuPy or torch, or an integer."""
+def stream_handle(stream: Any) -> int:
+    """Return the handle of a stream of numba.cuda, cuda.core, CuPy or torch, or an integer.
+
+    0 and 1 are the legacy default stream, 2 is the thread's own default stream.
+    """
     if stream is None:
         return 0
-    if isinstance(stream, int):
+    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
         return stream
     if hasattr(stream, "__cuda_stream__"):
         return int(stream.__cuda_stream__()[1])
@@ -196,8 +226,89 @@ def _core_stream(handle: int) -> Any:
 
 
 def _numba_stream(stream: Any) -> Any:
-    handle = _stream_handle(stream) if not SIMULATOR else 0
+    handle = stream_handle(stream) if not SIMULATOR else 0
     return cuda.external_stream(handle) if handle else 0
+
+
+def current_device() -> int:
+    """Return the number of this thread's device; a thread that has none gets the first."""
+    if SIMULATOR:
+        return 0
+    status, device = _cuda_driver.cuCtxGetDevice()
+    return int(cuda.get_current_device().id) if status else int(device)
+
+
+def active(device: int) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a device is this thread's."""
+    if current_device() == device:
+        return _NOTHING
+    found: contextlib.AbstractContextManager[Any] = cuda.gpus[device]
+    return found
+
+
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+
+def device_of(address: int) -> int:
+    """Return the number of the device in whose memory an address is."""
+    if SIMULATOR or not address or _devices() == 1:
+        return 0
+    attribute = _cuda_driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    status, device = _cuda_driver.cuPointerGetAttribute(attribute, address)
+    if status:
+        raise ValueError(f"address {address:#x} is no device memory: {status.name}")
+    return int(device)
+
+
+@cache
+def _devices() -> int:
+    return len(cuda.gpus)
+
+
+def order(first: int, then: int) -> None:
+    """Let work on one stream wait for what another has been given so far; the host goes on."""
+    if SIMULATOR or {first, then} <= {0, 1} or first == then:
+        return
+    event = cuda.event(timing=False)
+    event.record(_numba_stream(first))
+    event.wait(_numba_stream(then))
+
+
+def allocate(shape: tuple[int, ...], dtype: str, strides: tuple[int, ...], stream: int) -> Any:
+    """Return a fresh Numba device array without gaps; bfloat16 becomes its bits."""
+    kind = _plain(np.dtype(dtype))
+    if SIMULATOR:
+        axes = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
+        memory = np.empty([shape[axis] for axis in axes], kind)
+        return cuda.to_device(memory.transpose(np.argsort(axes)), copy=False)
+    handle = _numba_stream(stream)
+    return cuda.device_array(shape, kind, strides=strides, stream=handle)
+
+
+class Export:
+    """A Numba device array as DLPack has it, for a library whose work follows ours."""
+
+    def __init__(self, array: Any, dtype: str, stream: int) -> None:
+        self.array, self.dtype, self.stream = array, dtype, stream
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, device_of(view(self.array).address)
+
+    def __dlpack__(self, *, stream: int | None = None, **more: Any) -> Any:
+        from cuda.core import Buffer
+        from cuda.core.utils import StridedMemoryView
+
+        if stream is not None and stream >= 0:
+            order(self.stream, stream)
+        found = view(self.array)
+        low, high = self.array.gpu_data.device_pointer_value, self.array.alloc_size
+        memory = StridedMemoryView.from_buffer(
+            Buffer.from_handle(low, high, owner=self.array),
+            found.shape,
+            tuple(step // found.itemsize for step in found.strides),
+            dtype=np.dtype(self.dtype),
+        )
+        return memory.__dlpack__(stream=-1, **more)
 
 
 def to_device(array: Array, stream: Any = None) -> Any:
@@ -207,6 +318,8 @@ def to_device(array: Array, stream: Any = None) -> Any:
 
 def empty(shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
     """Return a fresh device array; bfloat16 becomes its bits."""
+    if _local.session is not None:
+        return _local.session.empty(tuple(shape), checks.name_of(np.dtype(dtype)))
     kind = _plain(np.dtype(dtype))
     return cuda.device_array(tuple(shape), kind, stream=_numba_stream(stream))
 
@@ -257,10 +370,16 @@ class Kernel:
         arguments: pointers as ``View.pointer`` gives them, numbers as NumPy scalars of the
             parameters' types; tuples as sequences of them, flattened.
         """
+        session = _local.session
+        prepared = self._prepare(grid, block, shared, current_device())
+        start(prepared, stream_handle(stream), arguments)
+        if session is not None:
+            session.launched(self, prepared, arguments)
+
+    def _prepare(self, grid: int, block: int, shared: int, device: int) -> tuple[Any, Any]:
+        """Return what ``start`` takes: a launch without its stream and arguments."""
         if SIMULATOR:
-            self._simulate(grid, block, shared, arguments)
-            return
-        device = cuda.get_current_device().id
+            return self, (grid, block, shared)
         kernel = self._compiled.get(device) or self._compile(device)
         if shared > self._shared.get(device, SHARED_DEFAULT):
             self._raise_shared(device, kernel, shared)
@@ -273,7 +392,7 @@ class Kernel:
                 grid=(grid, 1, 1), block=(block, 1, 1), shmem_size=shared
             )
             self._configurations[key] = configuration
-        _dispatcher.launch(_core_stream(_stream_handle(stream)), configuration, kernel, *arguments)
+        return kernel, configuration
 
     def _compile(self, device: int) -> Any:
         with self._lock:
@@ -314,6 +433,24 @@ class Kernel:
             cuda.jit(self.function)[grid, block, 0, shared](*packed)
 
 
+def start(prepared: tuple[Any, Any], stream: int, arguments: Sequence[Any]) -> None:
+    """Launch what ``Kernel`` prepared."""
+    kernel, configuration = prepared
+    if SIMULATOR:
+        kernel._simulate(*configuration, arguments)
+    else:
+        _dispatcher.launch(_core_stream(stream), configuration, kernel, *arguments)
+
+
+class _Local(threading.local):
+    """What a thread's launches belong to: a call between device arrays, or nothing."""
+
+    session: Any = None
+
+
+_local = _Local()
+
+
 def _unpacked(value: Any) -> Any:
     """Python's integers do not overflow and are faster than NumPy's scalars."""
     return int(value) if isinstance(value, np.integer) else value
@@ -330,9 +467,9 @@ class _Uploads:
     def get(self, array: Array, stream: Any) -> Any:
         """Return a device copy of a C-ordered array, for work on ``stream``."""
         # A copy made in the order of one stream is not there yet for another.
-        handle = 0 if SIMULATOR else _stream_handle(stream)
-        device = 0 if SIMULATOR else cuda.get_current_device().id
-        key = array.dtype.str, array.tobytes(), handle, device
+        handle = 0 if SIMULATOR else stream_handle(stream)
+        # Not ``str``: that of bfloat16 is that of two bytes.
+        key = array.dtype, array.shape, array.tobytes(), handle, current_device()
         with self._lock:
             found = self._kept.get(key)
             if found is None:
@@ -342,7 +479,9 @@ class _Uploads:
                     self._kept.popitem(last=False)
             else:
                 self._kept.move_to_end(key)
-            return found
+        if _local.session is not None:
+            _local.session.uploaded(found)
+        return found
 
 
 upload = _Uploads(64).get
