@@ -91,7 +91,7 @@ class Device:
             strides=tuple(self.strides[axis] for axis in order),
         )
 
-    def reshaped(self, shape: tuple[int, ...]) -> Device:
+    def reshape(self, shape: tuple[int, ...]) -> Device:
         """Return a dense array in another shape."""
         strides = contiguous_strides(shape, self.itemsize, tuple(range(len(shape))))
         return replace(self, shape=shape, strides=strides)

@@ -468,8 +468,7 @@ class _Uploads:
         """Return a device copy of a C-ordered array, for work on ``stream``."""
         # A copy made in the order of one stream is not there yet for another.
         handle = 0 if SIMULATOR else stream_handle(stream)
-        # Not ``str``: that of bfloat16 is that of two bytes.
-        key = array.dtype, array.shape, array.tobytes(), handle, current_device()
+        key = array.dtype.str, array.tobytes(), handle, current_device()
         with self._lock:
             found = self._kept.get(key)
             if found is None:
@@ -479,12 +478,18 @@ class _Uploads:
                     self._kept.popitem(last=False)
             else:
                 self._kept.move_to_end(key)
-        if _local.session is not None:
-            _local.session.uploaded(found)
-        return found
+            return found
 
 
-upload = _Uploads(64).get
+_uploads = _Uploads(64)
+
+
+def upload(array: Array, stream: Any = None) -> Any:
+    """Return a device copy of a C-ordered array, made once for each content and stream."""
+    found = _uploads.get(array, stream)
+    if _local.session is not None:
+        _local.session.uploaded(found)
+    return found
 
 
 def available() -> tuple[bool, str]:
