@@ -7,7 +7,7 @@ device: work is ordered by streams and events.
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from numbasep import arrays
 from numbasep.plan import checks
 from numbasep.plan.layout import contiguous
 from numbasep.plan.spatial import BACKENDS, Buffer
-from numbasep.views import Device, itemsize_of
+from numbasep.views import Device, Form, form, itemsize_of
 
 # DLPack's device types: CUDA's own memory, and memory that migrates.
 CUDA, MANAGED = 2, 13
 
 
+@cache
 def _launch() -> Any:
     """Return the module that knows CUDA; imported when the first device array arrives."""
     from numbasep.cuda import launch
@@ -38,9 +39,10 @@ def _name(dtype: np.dtype[Any]) -> str:
     return checks.dtype("dtype", dtype)
 
 
-@lru_cache(maxsize=64)
-def _named(typestr: str) -> str:
-    return _name(np.dtype(typestr))
+@lru_cache(maxsize=1024)
+def _form(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: Any) -> Form:
+    """Return the form of an array whose dtype is NumPy's or a type string."""
+    return form(shape, strides, _name(np.dtype(dtype)))
 
 
 class Interface:
@@ -53,16 +55,13 @@ class Interface:
         found = _interface(value)
         if found.get("mask") is not None:
             raise TypeError("its mask would be lost; fill the masked elements first")
-        shape, strides = tuple(found["shape"]), found.get("strides")
+        strides = found.get("strides")
         address, read_only = found["data"]
-        dtype = _named(found["typestr"])
         return Device(
             address or 0,
-            shape,
-            contiguous(shape, itemsize_of(dtype), tuple(range(len(shape))))
-            if strides is None
-            else tuple(strides),
-            dtype,
+            _form(
+                tuple(found["shape"]), None if strides is None else tuple(strides), found["typestr"]
+            ),
             _launch().device_of(address),
             value,
             found.get("stream"),
@@ -84,7 +83,8 @@ class Interface:
     def place(self, value: Any, dtype: str) -> Device:
         """Return where an array is that ``empty`` made."""
         found = self.describe(value, None)
-        found.dtype = dtype
+        if found.dtype != dtype:
+            found.form = form(found.shape, found.strides, dtype)
         return found
 
     def wrap(self, result: Device, stream: int) -> Any:
@@ -103,14 +103,8 @@ class Cupy(Interface):
 
     def describe(self, value: Any, stream: int | None) -> Device:
         memory = value.data
-        return Device(
-            memory.ptr,
-            value.shape,
-            value.strides,
-            _name(value.dtype),
-            memory.device_id,
-            value,
-        )
+        form = _form(value.shape, value.strides, value.dtype)
+        return Device(memory.ptr, form, memory.device_id, value)
 
     def current(self, image: Device) -> int:
         return int(sys.modules["cupy"].cuda.get_current_stream(image.device).ptr)
@@ -133,15 +127,8 @@ class Torch(Interface):
 
     def describe(self, value: Any, stream: int | None) -> Device:
         tensor = arrays.plain_tensor(value)
-        size = tensor.element_size()
-        return Device(
-            tensor.data_ptr(),
-            tuple(tensor.shape),
-            tuple([size * step for step in tensor.stride()]),
-            _torch_name(tensor.dtype),
-            tensor.get_device(),
-            tensor,
-        )
+        form = _torch_form(tensor.shape, tensor.stride(), tensor.dtype)
+        return Device(tensor.data_ptr(), form, tensor.get_device(), tensor)
 
     def current(self, image: Device) -> int:
         return int(sys.modules["torch"].cuda.current_stream(image.device).cuda_stream)
@@ -160,12 +147,15 @@ class Torch(Interface):
         return memory if _plain(order) else memory.permute(_inverse(order))
 
 
-@lru_cache(maxsize=64)
-def _torch_name(dtype: Any) -> str:
+@lru_cache(maxsize=1024)
+def _torch_form(shape: tuple[int, ...], steps: tuple[int, ...], dtype: Any) -> Form:
+    """Return the form of a tensor; its steps are in elements."""
     name = str(dtype).removeprefix("torch.")
     if name == "bfloat16":
         import ml_dtypes  # noqa: F401  NumPy learns the name
-    return "uint8" if name == "bool" else checks.dtype("dtype", name)
+    name = "uint8" if name == "bool" else checks.dtype("dtype", name)
+    size = itemsize_of(name)
+    return form(tuple(shape), tuple([size * step for step in steps]), name)
 
 
 class Exchanged(Interface):
@@ -179,21 +169,20 @@ class Exchanged(Interface):
 
         # 1 is DLPack's word for the legacy default stream; the producer orders its work before it.
         found = StridedMemoryView.from_dlpack(value, stream_ptr=stream or 1)
-        dtype = _name(np.dtype(found.dtype))
-        shape, size = tuple(found.shape), itemsize_of(dtype)
-        strides = (
-            contiguous(shape, size, tuple(range(len(shape))))
-            if found.strides is None
-            else tuple(size * step for step in found.strides)
-        )
+        shape, steps, dtype = tuple(found.shape), found.strides, np.dtype(found.dtype)
+        strides = None if steps is None else tuple([dtype.itemsize * step for step in steps])
         return Device(
-            found.ptr, shape, strides, dtype, found.device_id, found, None, not found.readonly
+            found.ptr,
+            _form(shape, strides, dtype),
+            found.device_id,
+            found,
+            None,
+            not found.readonly,
         )
 
     def place(self, value: Any, dtype: str) -> Device:
         found = Interface.describe(self, value, None)
-        found.dtype = dtype
-        return found
+        return found.reformed(found.shape, found.strides, dtype)
 
 
 class Jax(Exchanged):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -25,87 +25,122 @@ def itemsize_of(dtype: str) -> int:
     return np.dtype(dtype).itemsize
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """How an array's elements stand around its address.
+
+    strides: in bytes. low, high: offsets of the first byte and of the one after the last.
+    aligned: whether elements are, where the address is. dense: in C order without gaps.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    itemsize: int
+    low: int
+    high: int
+    aligned: bool
+    dense: bool
+
+
+@lru_cache(maxsize=4096)
+def form(shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: str) -> Form:
+    """Return a form; one object for equal ones, mostly. Without strides: in C order."""
+    itemsize = itemsize_of(dtype)
+    plain = contiguous_strides(shape, itemsize, tuple(range(len(shape))))
+    steps = plain if strides is None else strides
+    reach = [(size - 1) * step for size, step in zip(shape, steps, strict=True)]
+    empty = 0 in shape
+    return Form(
+        shape,
+        steps,
+        dtype,
+        itemsize,
+        0 if empty else sum(step for step in reach if step < 0),
+        0 if empty else sum(step for step in reach if step > 0) + itemsize,
+        not any(step % itemsize for step in steps),
+        all(
+            size == 1 or step == same for size, step, same in zip(shape, steps, plain, strict=True)
+        ),
+    )
+
+
 @dataclass(slots=True)
 class Device:
     """An array in a device's memory: where its elements are, never what they are.
 
-    strides: in bytes. dtype: a name of the package's; "uint8" for booleans.
-    device: the CUDA device's number.
+    device: the CUDA device's number. owner: keeps the memory.
     stream: handle of the stream on which the elements become valid; None where nothing is pending.
-    owner: keeps the memory.
     """
 
     address: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
+    form: Form
     device: int
     owner: Any
     stream: int | None = None
     writable: bool = True
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.form.shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return self.form.strides
+
+    @property
+    def dtype(self) -> str:
+        return self.form.dtype
+
+    @property
     def itemsize(self) -> int:
-        return itemsize_of(self.dtype)
+        return self.form.itemsize
 
     @property
     def size(self) -> int:
-        return prod(self.shape)
+        return prod(self.form.shape)
 
     @property
     def usable(self) -> bool:
         """Whether every element is aligned."""
-        size = self.itemsize
-        return not any(place % size for place in (self.address, *self.strides))
+        return self.form.aligned and self.address % self.form.itemsize == 0
 
     @property
     def dense(self) -> bool:
         """Whether the elements stand in C order without gaps, aligned."""
-        expected = contiguous_strides(self.shape, self.itemsize, tuple(range(len(self.shape))))
-        return self.address % self.itemsize == 0 and all(
-            size == 1 or stride == step
-            for size, stride, step in zip(self.shape, self.strides, expected, strict=True)
-        )
+        return self.form.dense and self.usable
 
-    def span(self) -> tuple[int, int]:
-        """Return the addresses of the first byte and of the one after the last."""
-        if 0 in self.shape:
-            return self.address, self.address
-        low, high = self.address, self.address + self.itemsize
-        for size, stride in zip(self.shape, self.strides, strict=True):
-            if stride < 0:
-                low += (size - 1) * stride
-            else:
-                high += (size - 1) * stride
-        return low, high
+    def reformed(self, shape: tuple[int, ...], strides: tuple[int, ...], dtype: str) -> Device:
+        """Return the same memory with its elements otherwise."""
+        return replace(self, form=form(shape, strides, dtype))
 
     def overlaps(self, other: Device) -> bool:
         """Return whether the spans of two arrays meet; interleaved ones count as meeting."""
-        (low, high), (first, last) = self.span(), other.span()
-        return low < last and first < high
+        mine, others = self.form, other.form
+        return (
+            self.address + mine.low < other.address + others.high
+            and other.address + others.low < self.address + mine.high
+        )
 
     def transposed(self, order: tuple[int, ...]) -> Device:
-        return replace(
-            self,
-            shape=tuple(self.shape[axis] for axis in order),
-            strides=tuple(self.strides[axis] for axis in order),
+        shape, strides = self.shape, self.strides
+        return self.reformed(
+            tuple(shape[axis] for axis in order),
+            tuple(strides[axis] for axis in order),
+            self.dtype,
         )
 
     def reshape(self, shape: tuple[int, ...]) -> Device:
         """Return a dense array in another shape."""
-        strides = contiguous_strides(shape, self.itemsize, tuple(range(len(shape))))
-        return replace(self, shape=shape, strides=strides)
+        return replace(self, form=form(shape, None, self.dtype))
 
     def __getitem__(self, index: tuple[int, ...]) -> Device:
         """Return the sub-array at indices of the first axes."""
         lead = len(index)
         moved = sum(i * step for i, step in zip(index, self.strides, strict=False))
-        return replace(
-            self,
-            address=self.address + moved,
-            shape=self.shape[lead:],
-            strides=self.strides[lead:],
-        )
+        part = self.reformed(self.shape[lead:], self.strides[lead:], self.dtype)
+        part.address += moved
+        return part
 
 
 def empty(shape: tuple[int, ...], dtype: str, order: tuple[int, ...]) -> Array:
@@ -147,11 +182,8 @@ def device_images(array: Device, layout: Layout, storage: str) -> Device:
     lead = len(layout.batch) + 2
     size = itemsize_of(storage)
     channels = prod(ordered.shape[lead:]) * (array.itemsize // size)
-    return replace(
-        ordered,
-        shape=(*ordered.shape[:lead], channels),
-        strides=(*ordered.strides[:lead], size),
-        dtype=storage,
+    return ordered.reformed(
+        (*ordered.shape[:lead], channels), (*ordered.strides[:lead], size), storage
     )
 
 
@@ -159,10 +191,10 @@ def device_loops(image: Device, out: Device) -> Iterator[tuple[Device, Device]]:
     """Yield pairs of shape ``(planes, rows, columns, channels)``; neither is empty."""
     joined = join(image.shape[:-3], image.strides[:-3], out.strides[:-3]) or [(1, (0, 0))]
     pair = [
-        replace(
-            one,
-            shape=(*(extent for extent, _ in joined), *one.shape[-3:]),
-            strides=(*(steps[which] for _, steps in joined), *one.strides[-3:]),
+        one.reformed(
+            (*(extent for extent, _ in joined), *one.shape[-3:]),
+            (*(steps[which] for _, steps in joined), *one.strides[-3:]),
+            one.dtype,
         )
         for which, one in enumerate((image, out))
     ]

@@ -18,7 +18,7 @@ from numbasep.cuda import launch
 from numbasep.cuda.elements import loader, raw_type, real_name, storer
 from numbasep.cuda.launch import VERSION, Kernel, View, cuda, types, upload, view
 from numbasep.plan.layout import join
-from numbasep.views import Device, itemsize_of
+from numbasep.views import Device, form, itemsize_of
 
 Array = NDArray[Any]
 
@@ -110,10 +110,8 @@ def copy(source: Device, target: Device, stream: Any = None) -> None:
 def fill_zero(target: Device, stream: Any = None) -> None:
     """Write zeros."""
     zero = view(upload(np.zeros(2, np.float64), stream))
-    source = Device(
-        zero.address, target.shape, (0,) * len(target.shape), target.dtype, target.device, zero
-    )
-    copy(source, target, stream)
+    everywhere = form(target.shape, (0,) * len(target.shape), target.dtype)
+    copy(Device(zero.address, everywhere, target.device, zero), target, stream)
 
 
 def resident(weights: Array | Device, compute: str, stream: Any = None) -> View:

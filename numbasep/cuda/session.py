@@ -97,8 +97,7 @@ class Session:
     def _array_at(self, address: int) -> int | None:
         """Return the array into which an address points, -1 for one that is kept."""
         for index, array in enumerate(self.arrays):
-            low, high = array.span()
-            if low <= address < high:
+            if array.form.low <= address - array.address < array.form.high:
                 return index
         for kept in self.kept:
             if kept.address <= address < kept.address + prod(kept.shape) * kept.itemsize:
@@ -174,6 +173,10 @@ class Calls:
                 del self._found[next(iter(self._found))]
             self._found[key] = recording
 
+    def clear(self) -> None:
+        """Forget all."""
+        self._found.clear()
+
 
 calls = Calls()
 
@@ -197,10 +200,8 @@ def run(
         key,
         kind.name,
         stream,
-        *[
-            (array.shape, array.strides, array.dtype, array.address & (ALIGNMENT - 1), array.device)
-            for array in given
-        ],
+        device,
+        *[(array.form, array.address & (ALIGNMENT - 1)) for array in given],
     )
     with launch.active(device):
         recording = None if key is None else calls.get(whole)
