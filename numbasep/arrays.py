@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from numbasep.plan import checks
 from numbasep.plan.spatial import Buffer
+from numbasep.views import Device
 
 Array = NDArray[Any]
 
@@ -124,10 +125,12 @@ def adopt(argument: str, value: Any) -> tuple[Array, Kind]:
         raise TypeError(f"{argument}: {kind.name}: {error}") from None
 
 
-def describe(argument: str, array: Array | Buffer) -> Buffer:
+def describe(argument: str, array: Array | Buffer | Device) -> Buffer:
     """Return what a plan needs to know of an array."""
     if isinstance(array, Buffer):
         return array
+    if isinstance(array, Device):
+        return Buffer(array.shape, array.strides, array.dtype, array.usable)
     return Buffer(
         array.shape,
         array.strides,
@@ -153,31 +156,19 @@ def check_wrap(library: str, dtype: str) -> None:
             )
 
 
-def check_out(out: Array, shape: tuple[int, ...], dtype: str) -> None:
+def check_out(out: Array | Device, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse an ``out`` into which a result of this shape and dtype cannot be written."""
-    name = checks.name_of(out.dtype)
-    check_place(out.shape, out.strides, name, out.flags.writeable, shape, dtype)
-
-
-def check_place(
-    found_shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    found_dtype: str,
-    writable: bool,
-    shape: tuple[int, ...],
-    dtype: str,
-) -> None:
-    """Refuse memory into which a result of this shape and dtype cannot be written."""
-    if found_shape != shape:
-        raise ValueError(f"out: shape {found_shape} arrived and the result has {shape}; pass that")
-    if found_dtype != dtype:
+    if out.shape != shape:
+        raise ValueError(f"out: shape {out.shape} arrived and the result has {shape}; pass that")
+    name = out.dtype if isinstance(out, Device) else checks.name_of(out.dtype)
+    if name != dtype:
         raise ValueError(
-            f"out: dtype {found_dtype} arrived and the result has {dtype}; pass that, or dtype="
+            f"out: dtype {name} arrived and the result has {dtype}; pass that, or dtype="
         )
-    if not writable:
+    if not (out.writable if isinstance(out, Device) else out.flags.writeable):
         raise ValueError("out: the array is read-only; pass a writable one")
-    if 0 in strides and any(
-        step == 0 and size > 1 for step, size in zip(strides, found_shape, strict=True)
+    if 0 in out.strides and any(
+        step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)
     ):
         raise ValueError(
             "out: elements of the array share memory (a broadcast view); pass a full one"

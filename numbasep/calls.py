@@ -169,7 +169,7 @@ class DeviceCall(Call):
         shape, seen = self.shapes(channels, size)
         result = self.out
         if result is not None:
-            devices.check_out(result, seen, dtype)
+            arrays.check_out(result, seen, dtype)
         if result is None or self.x.overlaps(result) or not self._seen(result).dense:
             order = tuple(range(len(seen)))
             if self.turned:

@@ -42,13 +42,14 @@ def depthwise_conv2d(
     ----------
     x : array of shape (N, C, H, W) or (C, H, W); (N, H, W, C) or (H, W, C) for layout "NHWC"
         float32, float64, float16, bfloat16 (the 16-bit ones accumulate in float32), or int8, which
-        gives exact int32 sums (modulo 2**32). NumPy, PyTorch (CPU), JAX (CPU) or by DLPack. A
-        memory order other than C's is copied, but for torch's channels_last with layout "NCHW",
-        which is computed, and returned, as it stands.
+        gives exact int32 sums (modulo 2**32). Arrays as for ``separable_conv2d``. A memory order
+        other than C's is copied, but for torch's channels_last with layout "NCHW", which is
+        computed, and returned, as it stands.
     weight : array of shape (C * M, 1, kh, kw), (C, kh, kw), or a stack of SeparableKernel
         M filters for each channel: filter f reads channel f // M. int8 for an int8 ``x``. The
         stack from ``numbasep.factorise(weight, tol=...)``, of shape (C, ...), (C * M, ...) or
-        (C * M, 1, ...), or a sequence of C * M single ones, runs column and row passes.
+        (C * M, 1, ...), or a sequence of C * M single ones, runs column and row passes. Weights
+        and bias are host arrays; for an ``x`` on a device they are kept there.
     bias : array of shape (C * M,), optional
     stride, dilation : int or (vertical, horizontal), default 1
     padding : int, (vertical, horizontal), (top, bottom, left, right), "same" or "valid", default 0
@@ -59,11 +60,9 @@ def depthwise_conv2d(
     layout : "NCHW" or "NHWC"
     activation : None, "relu", "relu6", "silu", "hardswish" or "gelu" (by erf)
     out : array, optional
-        Where the result goes; may overlap ``x``.
-    backend : "cpu" or "cuda", optional
-        By default where ``x`` is. "cuda" with a host array copies it to the device and back.
-    stream : optional
-        The CUDA stream to run on.
+        Where the result goes; may overlap ``x``. Of ``x``'s library and device.
+    backend, stream
+        As for ``separable_conv2d``.
 
     Returns
     -------

@@ -15,7 +15,7 @@ import numpy as np
 from numbasep import arrays
 from numbasep.plan import checks
 from numbasep.plan.layout import contiguous
-from numbasep.plan.spatial import BACKENDS, Buffer
+from numbasep.plan.spatial import BACKENDS
 from numbasep.views import Device, Form, form, itemsize_of
 
 # DLPack's device types: CUDA's own memory, and memory that migrates.
@@ -298,13 +298,3 @@ def refuse(argument: str, value: Any, remedy: str) -> None:
     kind = kind_of(value)
     if kind is not None:
         raise TypeError(f"{argument}: an array of {kind.name} on a device arrived {remedy}")
-
-
-def buffer(array: Device) -> Buffer:
-    """Return what a plan needs to know of an array."""
-    return Buffer(array.shape, array.strides, array.dtype, array.usable)
-
-
-def check_out(out: Device, shape: tuple[int, ...], dtype: str) -> None:
-    """Refuse an ``out`` into which a result of this shape and dtype cannot be written."""
-    arrays.check_place(out.shape, out.strides, out.dtype, out.writable, shape, dtype)

@@ -47,10 +47,10 @@ def separable_conv2d(
     ----------
     x : array of shape (..., H, W)
         Images: any number of leading axes, or any two spatial axes, see ``axes``. Integers,
-        float16, bfloat16, float32, float64 or complex. NumPy, PyTorch (CPU), JAX (CPU) or any
-        other array that speaks DLPack, never copied to become NumPy's. Read in place where the
-        spatial axes stand as in planar, interleaved (H, W, C) or Fortran-ordered images; copied
-        first otherwise.
+        float16, bfloat16, float32, float64 or complex. NumPy, PyTorch, JAX, CuPy, Numba's device
+        arrays, or anything with DLPack or ``__cuda_array_interface__``; where it is, without a
+        copy. Read in place where the spatial axes stand as in planar, interleaved (H, W, C) or
+        Fortran-ordered images; copied first otherwise.
     kernel : SeparableKernel, pair of taps, or dense array of shape (kh, kw)
         Factors from ``numbasep.factorise``; or a tuple ``(column_taps, row_taps)`` of shapes (kh,)
         and (kw,), with ``K = outer(column_taps, row_taps)``, or (R, kh) and (R, kw) for a sum of R
@@ -76,17 +76,20 @@ def separable_conv2d(
         the exact sums as int32 (int64 for 32-bit integers and wider), other taps float32
         (float64). A narrower dtype rounds once (integers: half to even, saturating, NaN to 0).
     out : array, optional
-        Where the result goes; may overlap ``x``.
+        Where the result goes; may overlap ``x``. Of ``x``'s library and device.
     backend : "cpu" or "cuda", optional
         By default where ``x`` is. "cuda" with a host array copies it to the device and back.
     stream : optional
-        The CUDA stream to run on.
+        The CUDA stream to run on: of numba.cuda, cuda.core, CuPy or PyTorch, or its handle as an
+        integer (1: the legacy default stream, 2: the thread's own). By default the one on which
+        ``x``'s library works. A call between device arrays never waits for the device.
 
     Returns
     -------
     array
         Of ``x``'s kind, with the two spatial axes replaced by the mode's sizes divided by
-        ``stride``, rounded up.
+        ``stride``, rounded up. A Numba device array where ``x`` is on a device and its library is
+        none of those named above.
 
     Raises
     ------
@@ -173,7 +176,7 @@ class Call:
 
 
 def prepare(
-    x: Array | Buffer,
+    x: Array | Buffer | Device,
     kernel: object,
     *,
     mode: object = "same",
@@ -183,7 +186,7 @@ def prepare(
     dilation: object = 1,
     axes: object = (-2, -1),
     dtype: object = None,
-    out: Array | None = None,
+    out: Array | Device | None = None,
     backend: object = None,
     stream: object = None,
 ) -> Call:
@@ -193,7 +196,9 @@ def prepare(
         raise ValueError(
             f"x: an array of shape {image.shape} arrived; pass at least two dimensions, (..., H, W)"
         )
-    where = "cpu" if backend is None else checks.choice("backend", backend, planner.BACKENDS)
+    where = "cuda" if isinstance(x, Device) else "cpu"
+    if backend is not None:
+        where = checks.choice("backend", backend, planner.BACKENDS)
     if stream is not None and where == "cpu":
         raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
     taps = resolve(kernel)
@@ -322,7 +327,7 @@ def _work(
 
     mode, boundary, fillvalue, stride, dilation, axes, dtype = options
     call = prepare(
-        devices.buffer(image),
+        image,
         kernel,
         mode=mode,
         boundary=boundary,
@@ -330,12 +335,10 @@ def _work(
         stride=stride,
         dilation=dilation,
         axes=axes,
-        dtype=place.dtype if dtype is None and place is not None else dtype,
-        backend="cuda",
+        dtype=dtype,
+        out=place,
     )
     spatial, problem, layout = call.spatial, call.spatial.problem, call.spatial.layout
-    if place is not None:
-        devices.check_out(place, spatial.shape, spatial.dtype)
     if spatial.largest is not None:
         raise ValueError(
             f"x: {image.dtype} values above {spatial.largest} could exceed 64-bit integers under "
@@ -343,7 +346,7 @@ def _work(
         )
     taps = call.taps.prepared(problem.compute, layout.swapped)
     stream = session.stream
-    direct = place is not None and not apart and spatial.takes(devices.buffer(place))
+    direct = place is not None and not apart and spatial.takes(arrays.describe("out", place))
     result = (
         place
         if place is not None and direct
