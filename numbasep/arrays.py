@@ -70,8 +70,10 @@ def _wrap_torch(array: Array) -> Any:
 
 
 def _adopt_jax(array: Any) -> Array:
-    if not hasattr(array, "addressable_data"):
+    if isinstance(array, sys.modules["jax"].core.Tracer):
         raise TypeError("a traced array has no elements yet; call it outside jax.jit")
+    if any(device.platform != "cpu" for device in array.devices()):
+        raise TypeError("its shards are on several devices; pass one of addressable_shards")
     return np.asarray(array)
 
 

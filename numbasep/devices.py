@@ -7,6 +7,7 @@ device: work is ordered by streams and events.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from functools import cache, lru_cache
 from typing import Any
 
@@ -220,8 +221,10 @@ def kind_of(value: Any) -> Interface | None:
     if library == "torch":
         return TORCH if getattr(value, "is_cuda", False) else None
     if library in ("jax", "jaxlib"):
-        concrete = hasattr(value, "addressable_data")
-        return JAX if concrete and value.__dlpack_device__()[0] in (CUDA, MANAGED) else None
+        # A traced or a sharded array has no one device: the host path says so.
+        with suppress(AttributeError, BufferError):
+            return JAX if value.__dlpack_device__()[0] in (CUDA, MANAGED) else None
+        return None
     if library == "cupy":
         return CUPY if hasattr(value, "data") else None
     if hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__"):

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -278,9 +279,12 @@ def allocate(shape: tuple[int, ...], dtype: str, strides: tuple[int, ...], strea
     """Return a fresh Numba device array without gaps; bfloat16 becomes its bits."""
     kind = _plain(np.dtype(dtype))
     if SIMULATOR:
-        axes = sorted(range(len(shape)), key=strides.__getitem__, reverse=True)
-        memory = np.empty([shape[axis] for axis in axes], kind)
-        return cuda.to_device(memory.transpose(np.argsort(axes)), copy=False)
+        size = prod(shape) * kind.itemsize
+        memory = np.empty(size + 256, np.uint8)
+        # Aligned as a device's memory is.
+        start = -memory.ctypes.data % 256
+        made = np.ndarray(shape, kind, memory[start:], 0, strides)
+        return type(cuda.device_array(1))(made)
     handle = _numba_stream(stream)
     return cuda.device_array(shape, kind, strides=strides, stream=handle)
 

@@ -131,12 +131,19 @@ class Recording:
     result: int
     kept: tuple[View, ...]
 
-    def __call__(self, kind: Interface, device: int, stream: int, given: list[Device]) -> Device:
-        """Make the launches again, between other arrays; return the result."""
-        arrays = given
+    def __call__(
+        self, kind: Interface, device: int, stream: int, given: list[Device]
+    ) -> Device | None:
+        """Make the launches again, between other arrays; return the result.
+
+        None, and nothing is launched, where fresh arrays are not as aligned as they were.
+        """
+        arrays, bases = given[:], self.bases
         for fresh in self.fresh:
-            arrays.append(make(kind, fresh, device, stream))
-        bases = self.bases
+            made = make(kind, fresh, device, stream)
+            if (made.address ^ bases[len(arrays)]) & (ALIGNMENT - 1):
+                return None
+            arrays.append(made)
         for step in self.steps:
             arguments = list(step.arguments)
             for position, index in step.places:
@@ -206,7 +213,9 @@ def run(
     with launch.active(device):
         recording = None if key is None else calls.get(whole)
         if recording is not None:
-            return recording(kind, device, stream, given)
+            again = recording(kind, device, stream, given)
+            if again is not None:
+                return again
         with Session(kind, device, stream, given) as session:
             result = work(session)
         found = session.recording(result)
