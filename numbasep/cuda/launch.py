@@ -461,36 +461,54 @@ def _unpacked(value: Any) -> Any:
 
 
 class _Uploads:
-    """Small arrays kept on the device, found again by their content."""
+    """Arrays kept on the device, found again by their content.
 
-    def __init__(self, capacity: int) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+    capacity: arrays, and bytes of them on the device, that are kept; the latest used ones.
+    """
+
+    def __init__(self, capacity: int, size: int) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], tuple[Array, Any, int]] = OrderedDict()
         self._lock = threading.Lock()
         self._capacity = capacity
+        self._size = size
 
-    def get(self, array: Array, stream: Any) -> Any:
-        """Return a device copy of a C-ordered array, for work on ``stream``."""
+    def get(self, array: Array, stream: Any, form: tuple[Any, ...] = ()) -> Any:
+        """Return a device copy of a C-ordered array, for work on ``stream``.
+
+        form: a function and its further arguments, that makes of the array what is copied.
+        """
         # A copy made in the order of one stream is not there yet for another.
         handle = 0 if SIMULATOR else stream_handle(stream)
-        key = array.dtype.str, array.tobytes(), handle, current_device()
+        # By some of the elements, then compared in full: hashing all takes longer.
+        flat = array.reshape(-1).view(f"u{array.itemsize}")
+        some = flat[:: flat.size // 256 + 1].tobytes()
+        key = array.dtype.str, array.shape, some, form, handle, current_device()
         with self._lock:
             found = self._kept.get(key)
-            if found is None:
-                found = to_device(array, stream)
-                self._kept[key] = found
-                if len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
-            else:
+            if found is not None and np.array_equal(found[0], flat):
                 self._kept.move_to_end(key)
-            return found
+                return found[1]
+            made = form[0](array, *form[1:]) if form else array
+            kept = to_device(made, stream)
+            self._kept[key] = flat.copy(), kept, made.nbytes
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._capacity or self._total() > self._size:
+                self._kept.popitem(last=False)
+            return kept
+
+    def _total(self) -> int:
+        return sum(size for _, _, size in self._kept.values())
 
 
-_uploads = _Uploads(64)
+_uploads = _Uploads(256, 256 << 20)
 
 
-def upload(array: Array, stream: Any = None) -> Any:
-    """Return a device copy of a C-ordered array, made once for each content and stream."""
-    found = _uploads.get(array, stream)
+def upload(array: Array, stream: Any = None, form: tuple[Any, ...] = ()) -> Any:
+    """Return a device copy of a C-ordered array, made once for each content, form and stream.
+
+    form: a function and its further arguments, that makes of the array what is copied.
+    """
+    found = _uploads.get(array, stream, form)
     if _local.session is not None:
         _local.session.uploaded(found)
     return found
