@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,12 @@ class Call:
         return shape, (*shape[:-3], shape[-1], *shape[-3:-1]) if self.turned else shape
 
     def module(self, name: str) -> Any:
-        return importlib.import_module(f"numbasep.{self.backend}.{name}")
+        return _module(self.backend, name)
+
+
+@cache
+def _module(backend: str, name: str) -> Any:
+    return importlib.import_module(f"numbasep.{backend}.{name}")
 
 
 class HostCall(Call):
@@ -89,11 +95,13 @@ class HostCall(Call):
     def image(self) -> Any:
         """Return ``x`` as the kernels take it, four dimensions."""
         x = self.x
-        x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
+        flags = x.flags
+        if not (flags.c_contiguous and flags.aligned and x.dtype.isnative):
+            x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
         x = x if self.batched else x[None]
         if self.backend == "cpu":
             return x
-        return self._launch().to_device(x, self.stream)
+        return _module("cuda", "launch").to_device(x, self.stream)
 
     def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Any:
         """Return the array that the kernels write; ``out`` itself where it can be."""
@@ -101,7 +109,7 @@ class HostCall(Call):
         result = self.result if self.batched else self.result[None]
         if self.backend == "cpu" or not result.size:
             return result
-        self.written = self._launch().empty(result.shape, result.dtype, self.stream)
+        self.written = _module("cuda", "launch").empty(result.shape, result.dtype, self.stream)
         return self.written
 
     def _place(self, channels: int, size: tuple[int, ...], dtype: str) -> Array:
@@ -120,15 +128,14 @@ class HostCall(Call):
         """Return an array of the image's dtype for an intermediate result."""
         return np.empty(shape, self.x.dtype.newbyteorder("="))
 
-    def _launch(self) -> Any:
-        return importlib.import_module("numbasep.cuda.launch")
-
     def finish(self) -> Any:
         """Return the result as the caller's kind of array."""
         one = self.result
         assert one is not None
         if self.backend == "cuda" and one.size:
-            self._launch().to_host(self.written, one if self.batched else one[None], self.stream)
+            _module("cuda", "launch").to_host(
+                self.written, one if self.batched else one[None], self.stream
+            )
         if self.turned:
             one = np.moveaxis(one, -1, -3)
         if self.out is None:
@@ -224,7 +231,7 @@ def run(
             function,
             layout,
             options,
-            tuple([tuple(map(type, v)) if type(v) is tuple else type(v) for v in options]),
+            checks.types(options),
             tuple([content(one) for one in weights]),
             place is not None and (place.writable, image.overlaps(place)),
         )

@@ -97,7 +97,8 @@ def _depthwise(
     activation: Any,
 ) -> Any:
     taps = _depthwise_weight("weight", weight, call.dtype)
-    plan = planner.depthwise(
+    plan = _planned(
+        planner.depthwise,
         call.shape,
         call.dtype,
         taps.filters,
@@ -170,7 +171,8 @@ def _pointwise(
     call: HostCall | DeviceCall, weight: Any, bias: Any, activation: Any, precision: Any
 ) -> Any:
     matrix, weights = _pointwise_weight("weight", weight, call.dtype)
-    plan = planner.pointwise(
+    plan = _planned(
+        planner.pointwise,
         call.shape,
         call.dtype,
         matrix.shape,
@@ -290,7 +292,8 @@ def _separable(
         )
     taps = _depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
     matrix, weights = _pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
-    first = planner.depthwise(
+    first = _planned(
+        planner.depthwise,
         call.shape,
         call.dtype,
         taps.filters,
@@ -308,7 +311,8 @@ def _separable(
     middle = (first.batch, first.filters, first.y.out, first.x.out)
     if first.layout == "NHWC":
         middle = middle[0], middle[2], middle[3], middle[1]
-    second = planner.pointwise(
+    second = _planned(
+        planner.pointwise,
         middle,
         call.dtype,
         matrix.shape,
@@ -327,6 +331,24 @@ def _separable(
     if result.size:
         _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
     return call.finish()
+
+
+def _planned(make: Any, *seen: Any, **options: Any) -> Any:
+    """Return a plan, from the cache where there is one: to make it costs as much as a small image.
+
+    The options' types are part of the key: 1, 1.0 and True are equal, and not equally right.
+    """
+    values = tuple(options.values())
+    try:
+        return _kept(make, seen, tuple(options), values, checks.types(values))
+    except TypeError:
+        # Something without a hash: a list, or an option that the checks refuse.
+        return make(*seen, **options)
+
+
+@lru_cache(maxsize=1024)
+def _kept(make: Any, seen: Any, names: Any, values: Any, kinds: Any) -> Any:
+    return make(*seen, **dict(zip(names, values, strict=True)))
 
 
 def _run_separable(

@@ -162,10 +162,6 @@ def _checked(options: tuple[Any, ...], kinds: tuple[Any, ...], ndim: int) -> tup
     return _options(*options, ndim=ndim)
 
 
-def _types(options: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple([tuple(map(type, v)) if type(v) is tuple else type(v) for v in options])
-
-
 @dataclass(frozen=True, slots=True)
 class Call:
     """A checked call: its taps, its plan, where it runs."""
@@ -206,7 +202,7 @@ def prepare(
         dtype = out.dtype
     options = mode, boundary, fillvalue, stride, dilation, axes, dtype
     try:
-        checked = _checked(options, _types(options), len(image.shape))
+        checked = _checked(options, checks.types(options), len(image.shape))
     except TypeError:
         # Something without a hash: a list, or an argument that the checks refuse.
         checked = _options(*options, ndim=len(image.shape))
@@ -243,8 +239,11 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
         )
         if images.shape[-4] != problem.planes:
             problem = replace(problem, planes=images.shape[-4])
-        for index in np.ndindex(images.shape[:-4]):
-            _backend(call.backend, problem, images[index], outs[index], taps, stream)
+        if images.ndim == 4:
+            _backend(call.backend, problem, images, outs, taps, stream)
+        else:
+            for index in np.ndindex(images.shape[:-4]):
+                _backend(call.backend, problem, images[index], outs[index], taps, stream)
     if out is not None and result is not out:
         np.copyto(out, result)
         return out
@@ -300,7 +299,7 @@ def _between(
     apart = place is not None and image.overlaps(place)
     writable = place is None or place.writable
     try:
-        key = "separable", options, _types(options), taps_key(kernel), apart, writable
+        key = "separable", options, checks.types(options), taps_key(kernel), apart, writable
         hash(key)
     except TypeError:
         # Something without a hash: a list, or an argument that the checks refuse.
