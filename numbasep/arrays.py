@@ -169,7 +169,7 @@ def check_out(out: Array | Device, shape: tuple[int, ...], dtype: str) -> None:
         )
     if not (out.writable if isinstance(out, Device) else out.flags.writeable):
         raise ValueError("out: the array is read-only; pass a writable one")
-    if 0 in out.strides and any(
+    if 0 not in out.shape and any(
         step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)
     ):
         raise ValueError(
