@@ -91,6 +91,12 @@ def stand_ins() -> Iterator[list[int]]:
             cuda=SimpleNamespace(current_stream=lambda device: stream), strided="strided"
         ),
     }
+    device = SimpleNamespace(
+        id=0,
+        compute_capability=(9, 0),
+        MULTIPROCESSOR_COUNT=132,
+        MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=227 * 1024,
+    )
     # Plain functions: a mock's own bookkeeping costs more than what is measured. One array stands
     # for all results: making it is the memory pool's time.
     places = count(1 << 43, 1 << 20)
@@ -106,6 +112,7 @@ def stand_ins() -> Iterator[list[int]]:
         (launch, "device_of", lambda address: 0),
         (launch, "_core_stream", lambda handle: None),
         (launch, "current_device", lambda: 0),
+        (launch.cuda, "get_current_device", lambda: device),
         (launch._dispatcher, "launch", lambda *arguments: launched.append(1)),
     )
     kept = [getattr(owner, name) for owner, name, _ in replaced]
