@@ -69,9 +69,9 @@ class Interface:
             not read_only,
         )
 
-    def current(self, image: Device) -> int:
-        """Return the handle of the stream on which the caller of an array works."""
-        return image.stream or 0
+    def current(self, image: Device) -> int | None:
+        """Return the handle of the stream on which an array becomes valid, None for none."""
+        return image.stream
 
     def empty(
         self, shape: tuple[int, ...], dtype: str, order: tuple[int, ...], device: int, stream: int
@@ -107,7 +107,7 @@ class Cupy(Interface):
         form = _form(value.shape, value.strides, value.dtype)
         return Device(memory.ptr, form, memory.device_id, value)
 
-    def current(self, image: Device) -> int:
+    def current(self, image: Device) -> int | None:
         return int(sys.modules["cupy"].cuda.get_current_stream(image.device).ptr)
 
     def empty(
@@ -131,7 +131,7 @@ class Torch(Interface):
         form = _torch_form(tensor.shape, tensor.stride(), tensor.dtype)
         return Device(tensor.data_ptr(), form, tensor.get_device(), tensor)
 
-    def current(self, image: Device) -> int:
+    def current(self, image: Device) -> int | None:
         return int(sys.modules["torch"].cuda.current_stream(image.device).cuda_stream)
 
     def empty(
@@ -259,18 +259,18 @@ def arrive(
     asked = None if stream is None else launch.stream_handle(stream)
     image = adopt("x", x, kind, asked)
     current = kind.current(image)
-    handle = current if asked is None else asked
+    handle = (current or 0) if asked is None else asked
     place = None
     if out is not None:
         place = _place(kind, out, image, handle)
         if place.stream is not None:
             launch.order(place.stream, handle)
-    if asked is not None or kind.name not in ("cupy", "torch"):
-        launch.order(current, handle)
-        if handle != current or isinstance(kind, Exchanged):
-            from numbasep.cuda.session import held
+    if isinstance(kind, Exchanged) or current not in (None, handle):
+        from numbasep.cuda.session import held
 
-            held.hold([image.owner, place and place.owner], handle)
+        if current is not None:
+            launch.order(current, handle)
+        held.hold([image.owner, place and place.owner], handle)
     return image, place, handle
 
 

@@ -6,6 +6,7 @@ is what the simulator's kernels read.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -138,6 +139,7 @@ def libraries(runs_on: str) -> list[Library]:
         return [
             Library("interface", exposed, _of_interface, lambda a: isinstance(a, numba)),
             Library("numba", _simulated, _of_interface, lambda a: isinstance(a, numba)),
+            Library("dlpack", _exchanged, _of_exchanged, lambda a: isinstance(a, numba)),
             Library("cupy", CupyArray, lambda a: a.array, lambda a: isinstance(a, CupyArray)),
             Library(
                 "torch",
@@ -194,6 +196,15 @@ def _of_interface(array: Any) -> Array:
     return array.owner if isinstance(array, Exposed) else array._ary
 
 
+def _exchanged(array: Array) -> Any:
+    # NumPy gives away no read-only memory.
+    return Exchanged(array if array.flags.writeable else array.copy())
+
+
+def _of_exchanged(array: Any) -> Array:
+    return array.array if isinstance(array, Exchanged) else array._ary
+
+
 def _exposed_on_device(array: Array) -> Exposed:
     from numba import cuda
 
@@ -216,3 +227,26 @@ def _of_tensor(tensor: Any) -> Array:
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
+
+
+class Exchanged:
+    """A stand-in for an array that only DLPack gives away: host memory that says otherwise.
+
+    streams: of those who asked for it.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.streams: list[Any] = []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, *, stream: Any = None, **more: Any) -> Any:
+        self.streams.append(stream)
+        capsule = self.array.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        # After the pointer to the elements stands the device's type.
+        ctypes.c_int32.from_address(pointer(capsule, b"dltensor") + 8).value = 2
+        return capsule

@@ -275,6 +275,13 @@ def order(first: int, then: int) -> None:
     event.wait(_numba_stream(then))
 
 
+def capturing(stream: int) -> bool:
+    """Return whether a stream's work is recorded into a graph instead of done."""
+    status, found = _cuda_driver.cuStreamIsCapturing(stream)
+    none = _cuda_driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+    return bool(status) or found != none
+
+
 def allocate(shape: tuple[int, ...], dtype: str, strides: tuple[int, ...], stream: int) -> Any:
     """Return a fresh Numba device array without gaps; bfloat16 becomes its bits."""
     kind = _plain(np.dtype(dtype))

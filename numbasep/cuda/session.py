@@ -234,7 +234,7 @@ class Held:
         """Keep arrays until a stream has done its work so far; let earlier ones go."""
         while self._pending and self._pending[0][0].query():
             self._pending.popleft()
-        if not launch.SIMULATOR:
+        if not launch.SIMULATOR and not launch.capturing(stream):
             event = launch.cuda.event(timing=False)
             event.record(launch._numba_stream(stream))
             self._pending.append((event, owners))
