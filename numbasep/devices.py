@@ -99,6 +99,24 @@ def _interface(value: Any) -> dict[str, Any]:
     return value._ary.__array_interface__ if found is None else found
 
 
+class Numba(Interface):
+    """Numba's device arrays, whose interface takes longer to make than to go round."""
+
+    def describe(self, value: Any, stream: int | None) -> Device:
+        if not hasattr(value, "device_ctypes_pointer"):
+            # Of the simulator.
+            return super().describe(value, stream)
+        address = value.device_ctypes_pointer.value or 0
+        bound = value.stream
+        return Device(
+            address,
+            _form(value.shape, value.strides, value.dtype),
+            _launch().device_of(address),
+            value,
+            _launch().stream_handle(bound) if bound else None,
+        )
+
+
 class Cupy(Interface):
     name = "cupy"
 
@@ -195,7 +213,7 @@ class Jax(Exchanged):
         return sys.modules["jax"].numpy.from_dlpack(export)
 
 
-INTERFACE, CUPY, TORCH, JAX = Interface(), Cupy(), Torch(), Jax("jax")
+INTERFACE, NUMBA, CUPY, TORCH, JAX = Interface(), Numba(), Cupy(), Torch(), Jax("jax")
 
 
 def _plain(order: tuple[int, ...]) -> bool:
@@ -227,7 +245,9 @@ def kind_of(value: Any) -> Interface | None:
         return None
     if library == "cupy":
         return CUPY if hasattr(value, "data") else None
-    if hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__"):
+    if library == "numba" and hasattr(kind, "__cuda_ndarray__"):
+        return NUMBA
+    if hasattr(value, "__cuda_array_interface__"):
         return INTERFACE
     if hasattr(value, "__dlpack_device__") and value.__dlpack_device__()[0] in (CUDA, MANAGED):
         return Exchanged(library)

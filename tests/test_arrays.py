@@ -189,6 +189,16 @@ def test_known_calls_are_bounded() -> None:
     for key in range(5):
         calls.put(key, recording)
     assert [key for key in range(5) if calls.get(key)] == [3, 4]
+    # Three of 40 bytes: two fit.
+    calls = session.Calls(size=100)
+    kept = launch.View(0, (10,), (4,), None, 4)
+    recording = session.Recording((), (), (), 0, (kept,))
+    for key in (0, 1, 1, 2):
+        calls.put(key, recording)
+    assert [key for key in range(3) if calls.get(key)] == [1, 2]
+    calls.clear()
+    calls.put(0, session.Recording((), (), (), 0, (kept, kept, kept)))
+    assert calls.get(0) is None
 
 
 def test_launches_into_unknown_memory_are_not_repeated() -> None:

@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
@@ -221,7 +221,7 @@ def stream_handle(stream: Any) -> int:
     )
 
 
-@cache
+@lru_cache(maxsize=256)
 def _core_stream(handle: int) -> Any:
     return _driver._to_core_stream(cuda.external_stream(handle) if handle else 0)
 

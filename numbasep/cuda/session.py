@@ -131,6 +131,11 @@ class Recording:
     result: int
     kept: tuple[View, ...]
 
+    @property
+    def size(self) -> int:
+        """Bytes on the device that are kept."""
+        return sum(prod(view.shape) * view.itemsize for view in self.kept)
+
     def __call__(
         self, kind: Interface, device: int, stream: int, given: list[Device]
     ) -> Device | None:
@@ -164,11 +169,15 @@ def make(kind: Interface, fresh: Fresh, device: int, stream: int) -> Device:
 
 
 class Calls:
-    """Recorded calls, found again by what made them."""
+    """Recorded calls, found again by what made them.
 
-    def __init__(self, capacity: int = 512) -> None:
+    capacity, size: calls that are kept, and bytes that they keep on the device; the latest made.
+    """
+
+    def __init__(self, capacity: int = 512, size: int = 256 << 20) -> None:
         self._found: dict[Hashable, Recording] = {}
-        self._capacity = capacity
+        self._capacity, self._size = capacity, size
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Recording | None:
@@ -176,13 +185,17 @@ class Calls:
 
     def put(self, key: Hashable, recording: Recording) -> None:
         with self._lock:
-            if len(self._found) >= self._capacity:
-                del self._found[next(iter(self._found))]
+            replaced = self._found.pop(key, None)
+            self._bytes += recording.size - (replaced.size if replaced else 0)
             self._found[key] = recording
+            while len(self._found) > self._capacity or self._bytes > self._size:
+                self._bytes -= self._found.pop(next(iter(self._found))).size
 
     def clear(self) -> None:
         """Forget all."""
-        self._found.clear()
+        with self._lock:
+            self._found.clear()
+            self._bytes = 0
 
 
 calls = Calls()
