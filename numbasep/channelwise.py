@@ -322,13 +322,13 @@ def _separable(
         precision=precision,
         argument="pointwise_weight",
     )
-    plan = planner.separable(first, second, None if fuse is None else bool(fuse), call.backend)
     biases = (
         _bias("depthwise_bias", depthwise_bias, first.filters, first.compute),
         _bias("pointwise_bias", pointwise_bias, second.outputs, second.compute),
     )
     result = call.place(second.outputs, (first.y.out, first.x.out), second.output)
     if result.size:
+        plan = planner.separable(first, second, None if fuse is None else bool(fuse), call.backend)
         _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
     return call.finish()
 
