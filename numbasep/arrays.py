@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from numbasep.plan import checks
 from numbasep.plan.spatial import Buffer
+from numbasep.views import Device
 
 Array = NDArray[Any]
 
@@ -41,12 +42,17 @@ def same(array: Array) -> Array:
 NUMPY = Kind("numpy", same, same)
 
 
-def _adopt_torch(tensor: Any) -> Array:
+def plain_tensor(tensor: Any) -> Any:
+    """Return a tensor of torch's whose memory holds its elements."""
     if tensor.requires_grad:
         raise TypeError("the tensor requires a gradient, which would be lost; pass .detach()")
-    if str(tensor.layout) != "torch.strided":
+    if tensor.layout is not sys.modules["torch"].strided:
         raise TypeError(f"the tensor's layout is {tensor.layout}; pass .to_dense()")
-    tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _adopt_torch(tensor: Any) -> Array:
+    tensor = plain_tensor(tensor)
     if str(tensor.dtype) != "torch.bfloat16":
         array: Array = tensor.numpy()
         return array
@@ -64,8 +70,10 @@ def _wrap_torch(array: Array) -> Any:
 
 
 def _adopt_jax(array: Any) -> Array:
-    if not hasattr(array, "addressable_data"):
+    if isinstance(array, sys.modules["jax"].core.Tracer):
         raise TypeError("a traced array has no elements yet; call it outside jax.jit")
+    if any(device.platform != "cpu" for device in array.devices()):
+        raise TypeError("its shards are on several devices; pass one of addressable_shards")
     return np.asarray(array)
 
 
@@ -119,10 +127,12 @@ def adopt(argument: str, value: Any) -> tuple[Array, Kind]:
         raise TypeError(f"{argument}: {kind.name}: {error}") from None
 
 
-def describe(argument: str, array: Array | Buffer) -> Buffer:
+def describe(argument: str, array: Array | Buffer | Device) -> Buffer:
     """Return what a plan needs to know of an array."""
     if isinstance(array, Buffer):
         return array
+    if isinstance(array, Device):
+        return Buffer(array.shape, array.strides, array.dtype, array.usable)
     return Buffer(
         array.shape,
         array.strides,
@@ -131,15 +141,15 @@ def describe(argument: str, array: Array | Buffer) -> Buffer:
     )
 
 
-def check_kinds(x: Kind, out: Kind) -> None:
+def check_kinds(x: str, out: str) -> None:
     """Refuse a result of another library than the image's."""
-    if x.name != out.name:
-        raise TypeError(f"out: an array of {out.name} arrived and x is one of {x.name}; pass that")
+    if x != out:
+        raise TypeError(f"out: an array of {out} arrived and x is one of {x}; pass that")
 
 
-def check_wrap(kind: Kind, dtype: str) -> None:
+def check_wrap(library: str, dtype: str) -> None:
     """Refuse a result that a library would narrow without a word."""
-    if kind is JAX and dtype in ("int64", "uint64", "float64", "complex128"):
+    if library == "jax" and dtype in ("int64", "uint64", "float64", "complex128"):
         jax = sys.modules["jax"]
         if not jax.config.jax_enable_x64:
             raise TypeError(
@@ -148,17 +158,18 @@ def check_wrap(kind: Kind, dtype: str) -> None:
             )
 
 
-def check_out(out: Array, shape: tuple[int, ...], dtype: str) -> None:
+def check_out(out: Array | Device, shape: tuple[int, ...], dtype: str) -> None:
     """Refuse an ``out`` into which a result of this shape and dtype cannot be written."""
     if out.shape != shape:
         raise ValueError(f"out: shape {out.shape} arrived and the result has {shape}; pass that")
-    if checks.name_of(out.dtype) != dtype:
+    name = out.dtype if isinstance(out, Device) else checks.name_of(out.dtype)
+    if name != dtype:
         raise ValueError(
-            f"out: dtype {out.dtype} arrived and the result has {dtype}; pass that, or dtype="
+            f"out: dtype {name} arrived and the result has {dtype}; pass that, or dtype="
         )
-    if not out.flags.writeable:
+    if not (out.writable if isinstance(out, Device) else out.flags.writeable):
         raise ValueError("out: the array is read-only; pass a writable one")
-    if 0 in out.strides and any(
+    if 0 not in out.shape and any(
         step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)
     ):
         raise ValueError(

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, nvtx
+from numbasep import arrays, devices, nvtx
+from numbasep.calls import DeviceCall, HostCall, run
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
 from numbasep.plan.channelwise import FusedPlan
-from numbasep.plan.spatial import BACKENDS
 
 Array = NDArray[Any]
 
@@ -43,13 +42,14 @@ def depthwise_conv2d(
     ----------
     x : array of shape (N, C, H, W) or (C, H, W); (N, H, W, C) or (H, W, C) for layout "NHWC"
         float32, float64, float16, bfloat16 (the 16-bit ones accumulate in float32), or int8, which
-        gives exact int32 sums (modulo 2**32). NumPy, PyTorch (CPU), JAX (CPU) or by DLPack. A
-        memory order other than C's is copied, but for torch's channels_last with layout "NCHW",
-        which is computed, and returned, as it stands.
+        gives exact int32 sums (modulo 2**32). Arrays as for ``separable_conv2d``. A memory order
+        other than C's is copied, but for torch's channels_last with layout "NCHW", which is
+        computed, and returned, as it stands.
     weight : array of shape (C * M, 1, kh, kw), (C, kh, kw), or a stack of SeparableKernel
         M filters for each channel: filter f reads channel f // M. int8 for an int8 ``x``. The
         stack from ``numbasep.factorise(weight, tol=...)``, of shape (C, ...), (C * M, ...) or
-        (C * M, 1, ...), or a sequence of C * M single ones, runs column and row passes.
+        (C * M, 1, ...), or a sequence of C * M single ones, runs column and row passes. Weights
+        and bias are host arrays; for an ``x`` on a device they are kept there.
     bias : array of shape (C * M,), optional
     stride, dilation : int or (vertical, horizontal), default 1
     padding : int, (vertical, horizontal), (top, bottom, left, right), "same" or "valid", default 0
@@ -60,11 +60,9 @@ def depthwise_conv2d(
     layout : "NCHW" or "NHWC"
     activation : None, "relu", "relu6", "silu", "hardswish" or "gelu" (by erf)
     out : array, optional
-        Where the result goes; may overlap ``x``.
-    backend : "cpu" or "cuda", optional
-        By default where ``x`` is. "cuda" with a host array copies it to the device and back.
-    stream : optional
-        The CUDA stream to run on.
+        Where the result goes; may overlap ``x``. Of ``x``'s library and device.
+    backend, stream
+        As for ``separable_conv2d``.
 
     Returns
     -------
@@ -83,30 +81,43 @@ def depthwise_conv2d(
     values of the exact one, in units of the accumulator (see ``separable_conv2d``); low-rank
     weights: ``gamma(kh + kw + R + 1)``. The bits do not depend on layout or number of threads.
     """
+    options = stride, padding, dilation, padding_mode, activation
     with nvtx.range("numbasep.depthwise_conv2d"):
-        call = _Call(x, out, layout, backend, stream)
-        taps = _depthwise_weight("weight", weight, call.dtype)
-        plan = planner.depthwise(
-            call.shape,
-            call.dtype,
-            taps.filters,
-            taps.size,
-            taps.rank,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            layout=call.layout,
-            activation=activation,
+        return run(_depthwise, x, (weight, bias), options, layout, out, backend, stream)
+
+
+def _depthwise(
+    call: HostCall | DeviceCall,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    padding_mode: Any,
+    activation: Any,
+) -> Any:
+    taps = _depthwise_weight("weight", weight, call.dtype)
+    plan = _planned(
+        planner.depthwise,
+        call.shape,
+        call.dtype,
+        taps.filters,
+        taps.size,
+        taps.rank,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        padding_mode=padding_mode,
+        layout=call.layout,
+        activation=activation,
+    )
+    bias = _bias("bias", bias, plan.filters, plan.compute)
+    result = call.place(plan.filters, (plan.y.out, plan.x.out), plan.output)
+    if result.size:
+        call.module("depthwise").run_depthwise(
+            plan, call.image(), taps.of(plan.compute), bias, result, **call.more
         )
-        bias = _bias("bias", bias, plan.filters, plan.compute)
-        result = call.place(plan.filters, (plan.y.out, plan.x.out), plan.output)
-        if result.size:
-            image = call.image(plan.layout)
-            call.module("depthwise").run_depthwise(
-                plan, image, taps.of(plan.compute), bias, result, **call.more
-            )
-        return call.finish(result)
+    return call.finish()
 
 
 def pointwise_conv2d(
@@ -152,29 +163,36 @@ def pointwise_conv2d(
     values of the exact one. The sum over channels is ascending, whatever layout and threads.
     """
     with nvtx.range("numbasep.pointwise_conv2d"):
-        call = _Call(x, out, layout, backend, stream)
-        matrix, weights = _pointwise_weight("weight", weight, call.dtype)
-        plan = planner.pointwise(
-            call.shape,
-            call.dtype,
-            matrix.shape,
-            weights,
-            layout=call.layout,
-            activation=activation,
-            precision=precision,
+        options = activation, precision
+        return run(_pointwise, x, (weight, bias), options, layout, out, backend, stream)
+
+
+def _pointwise(
+    call: HostCall | DeviceCall, weight: Any, bias: Any, activation: Any, precision: Any
+) -> Any:
+    matrix, weights = _pointwise_weight("weight", weight, call.dtype)
+    plan = _planned(
+        planner.pointwise,
+        call.shape,
+        call.dtype,
+        matrix.shape,
+        weights,
+        layout=call.layout,
+        activation=activation,
+        precision=precision,
+    )
+    bias = _bias("bias", bias, plan.outputs, plan.compute)
+    result = call.place(plan.outputs, call.spatial, plan.output)
+    if result.size:
+        call.module("pointwise").run_pointwise(
+            plan,
+            _joined(call.image(), plan.layout),
+            _cast(matrix, plan.compute),
+            bias,
+            _joined(result, plan.layout),
+            **call.more,
         )
-        bias = _bias("bias", bias, plan.outputs, plan.compute)
-        result = call.place(plan.outputs, call.spatial, plan.output)
-        if result.size:
-            call.module("pointwise").run_pointwise(
-                plan,
-                _joined(call.image(plan.layout), plan.layout),
-                _cast(matrix, plan.compute),
-                bias,
-                _joined(result, plan.layout),
-                **call.more,
-            )
-        return call.finish(result)
+    return call.finish()
 
 
 def depthwise_separable_conv2d(
@@ -231,65 +249,120 @@ def depthwise_separable_conv2d(
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
     """
     with nvtx.range("numbasep.depthwise_separable_conv2d"):
-        if fuse is not None and not isinstance(fuse, (bool, np.bool_)):
-            raise TypeError(f"fuse: {fuse!r} arrived; pass None, True or False")
-        call = _Call(x, out, layout, backend, stream)
-        if call.dtype == "int8":
-            raise TypeError(
-                "x: int8 arrived, whose int32 intermediate would have to be scaled; call "
-                "depthwise_conv2d, requantise, and call pointwise_conv2d"
-            )
-        taps = _depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
-        matrix, weights = _pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
-        first = planner.depthwise(
-            call.shape,
-            call.dtype,
-            taps.filters,
-            taps.size,
-            taps.rank,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            padding_mode=padding_mode,
-            layout=call.layout,
-            activation=depthwise_activation,
-            argument="depthwise_weight",
-            activation_argument="depthwise_activation",
+        return run(
+            _separable,
+            x,
+            (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias),
+            (
+                stride,
+                padding,
+                dilation,
+                padding_mode,
+                depthwise_activation,
+                activation,
+                precision,
+                fuse,
+            ),
+            layout,
+            out,
+            backend,
+            stream,
         )
-        middle = (first.batch, first.filters, first.y.out, first.x.out)
-        if first.layout == "NHWC":
-            middle = middle[0], middle[2], middle[3], middle[1]
-        second = planner.pointwise(
-            middle,
-            call.dtype,
-            matrix.shape,
-            weights,
-            layout=first.layout,
-            activation=activation,
-            precision=precision,
-            argument="pointwise_weight",
+
+
+def _separable(
+    call: HostCall | DeviceCall,
+    depthwise_weight: Any,
+    depthwise_bias: Any,
+    pointwise_weight: Any,
+    pointwise_bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    padding_mode: Any,
+    depthwise_activation: Any,
+    activation: Any,
+    precision: Any,
+    fuse: Any,
+) -> Any:
+    if fuse is not None and not isinstance(fuse, (bool, np.bool_)):
+        raise TypeError(f"fuse: {fuse!r} arrived; pass None, True or False")
+    if call.dtype == "int8":
+        raise TypeError(
+            "x: int8 arrived, whose int32 intermediate would have to be scaled; call "
+            "depthwise_conv2d, requantise, and call pointwise_conv2d"
         )
+    taps = _depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
+    matrix, weights = _pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
+    first = _planned(
+        planner.depthwise,
+        call.shape,
+        call.dtype,
+        taps.filters,
+        taps.size,
+        taps.rank,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        padding_mode=padding_mode,
+        layout=call.layout,
+        activation=depthwise_activation,
+        argument="depthwise_weight",
+        activation_argument="depthwise_activation",
+    )
+    middle = (first.batch, first.filters, first.y.out, first.x.out)
+    if first.layout == "NHWC":
+        middle = middle[0], middle[2], middle[3], middle[1]
+    second = _planned(
+        planner.pointwise,
+        middle,
+        call.dtype,
+        matrix.shape,
+        weights,
+        layout=first.layout,
+        activation=activation,
+        precision=precision,
+        argument="pointwise_weight",
+    )
+    biases = (
+        _bias("depthwise_bias", depthwise_bias, first.filters, first.compute),
+        _bias("pointwise_bias", pointwise_bias, second.outputs, second.compute),
+    )
+    result = call.place(second.outputs, (first.y.out, first.x.out), second.output)
+    if result.size:
         plan = planner.separable(first, second, None if fuse is None else bool(fuse), call.backend)
-        biases = (
-            _bias("depthwise_bias", depthwise_bias, first.filters, first.compute),
-            _bias("pointwise_bias", pointwise_bias, second.outputs, second.compute),
-        )
-        result = call.place(second.outputs, (first.y.out, first.x.out), second.output)
-        if result.size:
-            _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
-        return call.finish(result)
+        _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
+    return call.finish()
+
+
+def _planned(make: Any, *seen: Any, **options: Any) -> Any:
+    """Return a plan, from the cache where there is one: to make it costs as much as a small image.
+
+    The options' types are part of the key: 1, 1.0 and True are equal, and not equally right.
+    """
+    values = tuple(options.values())
+    try:
+        return _kept(make, seen, tuple(options), values, checks.types(values))
+    except TypeError:
+        # Something without a hash: a list, or an option that the checks refuse.
+        return make(*seen, **options)
+
+
+@lru_cache(maxsize=1024)
+def _kept(make: Any, seen: Any, names: Any, values: Any, kinds: Any) -> Any:
+    return make(*seen, **dict(zip(names, values, strict=True)))
 
 
 def _run_separable(
-    call: _Call,
+    call: HostCall | DeviceCall,
     plan: FusedPlan,
     taps: _Taps,
     matrix: Array,
     biases: tuple[Array, Array],
-    result: Array,
+    result: Any,
 ) -> None:
     first, second = plan.depthwise, plan.pointwise
-    image = call.image(first.layout)
+    image = call.image()
     filters = taps.of(first.compute)
     if plan.fused or call.backend == "cuda":
         call.module("fused").run_fused(
@@ -303,11 +376,11 @@ def _run_separable(
             **call.more,
         )
         return
-    middle = np.empty(
+    assert isinstance(call, HostCall)
+    middle = call.fresh(
         (first.batch, first.filters, first.y.out, first.x.out)
         if first.layout == "NCHW"
-        else (first.batch, first.y.out, first.x.out, first.filters),
-        image.dtype,
+        else (first.batch, first.y.out, first.x.out, first.filters)
     )
     call.module("depthwise").run_depthwise(first, image, filters, biases[0], middle)
     call.module("pointwise").run_pointwise(
@@ -315,79 +388,10 @@ def _run_separable(
     )
 
 
-def _joined(array: Array, layout: str) -> Array:
+def _joined(array: Any, layout: str) -> Any:
     """Return a view whose rows and columns are one axis of pixels."""
     n, a, b, c = array.shape
     return array.reshape((n, a, b * c) if layout == "NCHW" else (n, a * b, c))
-
-
-class _Call:
-    """What every channelwise call does with ``x`` and ``out``."""
-
-    def __init__(self, x: Any, out: Any, layout: Any, backend: Any, stream: Any) -> None:
-        self.x, self.kind = arrays.adopt("x", x)
-        self.asked = out
-        self.out: Array | None = None
-        if out is not None:
-            self.out, place_kind = arrays.adopt("out", out)
-            arrays.check_kinds(self.kind, place_kind)
-        self.backend = "cpu" if backend is None else checks.choice("backend", backend, BACKENDS)
-        if stream is not None and self.backend == "cpu":
-            raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
-        self.more: dict[str, Any] = {"stream": stream} if self.backend == "cuda" else {}
-        self.dtype = planner.storage_of(checks.name_of(self.x.dtype))
-        self.layout = checks.choice("layout", layout, planner.LAYOUTS)
-        self.batched = self.x.ndim == 4
-        shape = self.x.shape
-        planner.layout_of(shape, self.layout)
-        self.spatial = shape[-2:] if self.layout == "NCHW" else shape[-3:-1]
-        # Channels last in memory, as torch has it: what the kernels see is NHWC.
-        self.turned = (
-            self.layout == "NCHW"
-            and not self.x.flags.c_contiguous
-            and np.moveaxis(self.x, -3, -1).flags.c_contiguous
-        )
-        if self.turned:
-            self.x, self.layout = np.moveaxis(self.x, -3, -1), "NHWC"
-        self.shape = self.x.shape
-
-    def image(self, layout: str) -> Array:
-        """Return ``x`` as the kernels take it, four dimensions."""
-        x = self.x
-        x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
-        return x if self.batched else x[None]
-
-    def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Array:
-        """Return the array that the kernels write; ``out`` itself where it can be."""
-        planar = self.layout == "NCHW"
-        shape = (channels, *size) if planar else (*size, channels)
-        if self.batched:
-            shape = (self.shape[0], *shape)
-        seen = (*shape[:-3], shape[-1], *shape[-3:-1]) if self.turned else shape
-        if self.out is None:
-            arrays.check_wrap(self.kind, dtype)
-        else:
-            arrays.check_out(self.out, seen, dtype)
-            place = np.moveaxis(self.out, -3, -1) if self.turned else self.out
-            usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
-            if usable and not np.may_share_memory(self.x, place):
-                return place if self.batched else place[None]
-        fresh = np.empty(shape, self.x.dtype.newbyteorder("=") if dtype == self.dtype else dtype)
-        return fresh if self.batched else fresh[None]
-
-    def module(self, name: str) -> Any:
-        return importlib.import_module(f"numbasep.{self.backend}.{name}")
-
-    def finish(self, result: Array) -> Any:
-        """Return the result as the caller's kind of array."""
-        one = result if self.batched else result[0]
-        if self.turned:
-            one = np.moveaxis(one, -1, -3)
-        if self.out is None:
-            return self.kind.wrap(one)
-        if not np.may_share_memory(self.out, one):
-            np.copyto(self.out, one)
-        return self.asked
 
 
 class _Taps:
@@ -420,6 +424,7 @@ def _adopted(argument: str, value: Any, dtype: str) -> Array:
     """Return weights or a bias whose dtype suits the image's."""
     if isinstance(value, (list, tuple)):
         value = np.asarray(value, np.float64 if dtype != "int8" else None)
+    devices.refuse(argument, value, "; pass it as a host array, which is kept on the device")
     array, _ = arrays.adopt(argument, value)
     name = checks.dtype(argument, array.dtype)
     if dtype == "int8":

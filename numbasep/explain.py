@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numbasep import arrays, spatial
+from numbasep import arrays, devices, spatial
 from numbasep.plan import checks, cpu_tiles, cuda_tiles, traffic
 from numbasep.plan.geometry import SpatialPlan
 from numbasep.plan.layout import contiguous
@@ -98,14 +98,24 @@ def explain(op: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Expla
 
 def _described(x: Any) -> Any:
     if not isinstance(x, tuple):
-        return x
+        return _placed("x", x)
     shape, dtype = x if len(x) == 2 and isinstance(x[0], tuple) else (x, "float32")
     shape = tuple(checks.integer("x", size, 0) for size in shape)
     name = checks.dtype("x", dtype)
     return Buffer(shape, contiguous(shape, _size(name), tuple(range(len(shape)))), name, True)
 
 
+def _placed(argument: str, array: Any) -> Any:
+    """Return an array as NumPy's, or one on a device as what is known of its place."""
+    kind = devices.kind_of(array)
+    return (
+        arrays.adopt(argument, array)[0] if kind is None else devices.adopt(argument, array, kind)
+    )
+
+
 def _separable(x: Any, kernel: Any, **options: Any) -> Explanation:
+    if options.get("out") is not None:
+        options["out"] = _placed("out", options["out"])
     call = spatial.prepare(x, kernel, **options)
     problem = call.spatial.problem
     notes = []

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, views
+from numbasep import arrays, devices, views
 from numbasep.boundary import NAMES as BOUNDARIES
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
 from numbasep.plan.spatial import Buffer, Spatial
 from numbasep.taps import Taps, resolve
+from numbasep.taps import key as taps_key
+from numbasep.views import Device
 
 Array = NDArray[Any]
 
@@ -45,10 +47,10 @@ def separable_conv2d(
     ----------
     x : array of shape (..., H, W)
         Images: any number of leading axes, or any two spatial axes, see ``axes``. Integers,
-        float16, bfloat16, float32, float64 or complex. NumPy, PyTorch (CPU), JAX (CPU) or any
-        other array that speaks DLPack, never copied to become NumPy's. Read in place where the
-        spatial axes stand as in planar, interleaved (H, W, C) or Fortran-ordered images; copied
-        first otherwise.
+        float16, bfloat16, float32, float64 or complex. NumPy, PyTorch, JAX, CuPy, Numba's device
+        arrays, or anything with DLPack or ``__cuda_array_interface__``; where it is, without a
+        copy. Read in place where the spatial axes stand as in planar, interleaved (H, W, C) or
+        Fortran-ordered images; copied first otherwise.
     kernel : SeparableKernel, pair of taps, or dense array of shape (kh, kw)
         Factors from ``numbasep.factorise``; or a tuple ``(column_taps, row_taps)`` of shapes (kh,)
         and (kw,), with ``K = outer(column_taps, row_taps)``, or (R, kh) and (R, kw) for a sum of R
@@ -74,17 +76,20 @@ def separable_conv2d(
         the exact sums as int32 (int64 for 32-bit integers and wider), other taps float32
         (float64). A narrower dtype rounds once (integers: half to even, saturating, NaN to 0).
     out : array, optional
-        Where the result goes; may overlap ``x``.
+        Where the result goes; may overlap ``x``. Of ``x``'s library and device.
     backend : "cpu" or "cuda", optional
         By default where ``x`` is. "cuda" with a host array copies it to the device and back.
     stream : optional
-        The CUDA stream to run on.
+        The CUDA stream to run on: of numba.cuda, cuda.core, CuPy or PyTorch, or its handle as an
+        integer (1: the legacy default stream, 2: the thread's own). By default the one on which
+        ``x``'s library works. A call between device arrays never waits for the device.
 
     Returns
     -------
     array
         Of ``x``'s kind, with the two spatial axes replaced by the mode's sizes divided by
-        ``stride``, rounded up.
+        ``stride``, rounded up. A Numba device array where ``x`` is on a device and its library is
+        none of those named above.
 
     Raises
     ------
@@ -99,11 +104,16 @@ def separable_conv2d(
     and ``s`` the convolution of ``|x|`` with ``sum_r |column_r| |row_r|``, plus one rounding to
     the result's dtype (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
+    device = devices.kind_of(x)
+    if device is not None:
+        options = mode, boundary, fillvalue, stride, dilation, axes, dtype
+        return _between(device, x, kernel, options, out, backend, stream)
     image, kind = arrays.adopt("x", x)
     place = None
     if out is not None:
+        devices.refuse("out", out, "and x is in host memory; pass a host array, or move x there")
         place, place_kind = arrays.adopt("out", out)
-        arrays.check_kinds(kind, place_kind)
+        arrays.check_kinds(kind.name, place_kind.name)
     call = prepare(
         image,
         kernel,
@@ -118,7 +128,7 @@ def separable_conv2d(
         backend=backend,
         stream=stream,
     )
-    arrays.check_wrap(kind, call.spatial.dtype)
+    arrays.check_wrap(kind.name, call.spatial.dtype)
     result = run(call, image, place, stream)
     return kind.wrap(result) if out is None else out
 
@@ -162,7 +172,7 @@ class Call:
 
 
 def prepare(
-    x: Array | Buffer,
+    x: Array | Buffer | Device,
     kernel: object,
     *,
     mode: object = "same",
@@ -172,7 +182,7 @@ def prepare(
     dilation: object = 1,
     axes: object = (-2, -1),
     dtype: object = None,
-    out: Array | None = None,
+    out: Array | Device | None = None,
     backend: object = None,
     stream: object = None,
 ) -> Call:
@@ -182,16 +192,17 @@ def prepare(
         raise ValueError(
             f"x: an array of shape {image.shape} arrived; pass at least two dimensions, (..., H, W)"
         )
-    where = "cpu" if backend is None else checks.choice("backend", backend, planner.BACKENDS)
+    where = "cuda" if isinstance(x, Device) else "cpu"
+    if backend is not None:
+        where = checks.choice("backend", backend, planner.BACKENDS)
     if stream is not None and where == "cpu":
         raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
     taps = resolve(kernel)
     if dtype is None and out is not None:
         dtype = out.dtype
     options = mode, boundary, fillvalue, stride, dilation, axes, dtype
-    kinds = tuple(tuple(map(type, v)) if type(v) is tuple else type(v) for v in options)
     try:
-        checked = _checked(options, kinds, len(image.shape))
+        checked = _checked(options, checks.types(options), len(image.shape))
     except TypeError:
         # Something without a hash: a list, or an argument that the checks refuse.
         checked = _options(*options, ndim=len(image.shape))
@@ -228,8 +239,11 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
         )
         if images.shape[-4] != problem.planes:
             problem = replace(problem, planes=images.shape[-4])
-        for index in np.ndindex(images.shape[:-4]):
-            _backend(call.backend, problem, images[index], outs[index], taps, stream)
+        if images.ndim == 4:
+            _backend(call.backend, problem, images, outs, taps, stream)
+        else:
+            for index in np.ndindex(images.shape[:-4]):
+                _backend(call.backend, problem, images[index], outs[index], taps, stream)
     if out is not None and result is not out:
         np.copyto(out, result)
         return out
@@ -252,15 +266,107 @@ def _backend(
         else:
             run_separable(problem, image, out, taps[0], taps[1])
         return
-    from numbasep.cuda import launch, separable
+    from numbasep.cuda import launch
 
     device_image = launch.to_device(np.ascontiguousarray(image), stream)
     device_out = launch.empty(out.shape, out.dtype, stream)
-    if problem.direct:
-        separable.run_direct(problem, device_image, device_out, taps[0], stream)
-    else:
-        separable.run_separable(problem, device_image, device_out, taps[0], taps[1], stream)
+    _launch(problem, device_image, device_out, taps, stream)
     launch.to_host(device_out, out, stream)
+
+
+def _launch(problem: Any, image: Any, out: Any, taps: tuple[Array, ...], stream: Any) -> None:
+    from numbasep.cuda import separable
+
+    if problem.direct:
+        separable.run_direct(problem, image, out, taps[0], stream)
+    else:
+        separable.run_separable(problem, image, out, taps[0], taps[1], stream)
+
+
+def _between(
+    kind: devices.Interface,
+    x: Any,
+    kernel: object,
+    options: tuple[Any, ...],
+    out: Any,
+    backend: Any,
+    stream: Any,
+) -> Any:
+    """Compute a call between device arrays, where they are."""
+    from numbasep.cuda import session
+
+    image, place, handle = devices.arrive(kind, x, out, backend, stream)
+    apart = place is not None and image.overlaps(place)
+    writable = place is None or place.writable
+    try:
+        key = "separable", options, checks.types(options), taps_key(kernel), apart, writable
+        hash(key)
+    except TypeError:
+        # Something without a hash: a list, or an argument that the checks refuse.
+        key = None
+    given = [image] if place is None else [image, place]
+
+    def work(current: session.Session) -> Device:
+        return _work(current, image, place, kernel, options, apart)
+
+    result = session.run(key, kind, handle, given, work)
+    return out if place is not None else kind.wrap(result, handle)
+
+
+def _work(
+    session: Any,
+    image: Device,
+    place: Device | None,
+    kernel: object,
+    options: tuple[Any, ...],
+    apart: bool,
+) -> Device:
+    """Check and plan a call between device arrays, and launch it."""
+    from numbasep.cuda import copying
+
+    mode, boundary, fillvalue, stride, dilation, axes, dtype = options
+    call = prepare(
+        image,
+        kernel,
+        mode=mode,
+        boundary=boundary,
+        fillvalue=fillvalue,
+        stride=stride,
+        dilation=dilation,
+        axes=axes,
+        dtype=dtype,
+        out=place,
+    )
+    spatial, problem, layout = call.spatial, call.spatial.problem, call.spatial.layout
+    if spatial.largest is not None:
+        raise ValueError(
+            f"x: {image.dtype} values above {spatial.largest} could exceed 64-bit integers under "
+            "these taps, and values on a device are not looked at; convert x to int32 or float64"
+        )
+    taps = call.taps.prepared(problem.compute, layout.swapped)
+    stream = session.stream
+    direct = place is not None and not apart and spatial.takes(arrays.describe("out", place))
+    result = (
+        place
+        if place is not None and direct
+        else session.empty(spatial.shape, spatial.dtype, spatial.order)
+    )
+    if problem.rank == 0 and not problem.direct:
+        copying.fill_zero(result, stream)
+    elif result.size:
+        source = image
+        if layout.copied:
+            source = session.empty(image.shape, image.dtype, layout.order)
+            copying.copy(image, source, stream)
+        for images, outs in views.device_loops(
+            views.device_images(source, layout, problem.storage),
+            views.device_images(result, layout, problem.output),
+        ):
+            _launch(replace(problem, planes=images.shape[0]), images, outs, taps, stream)
+    if place is not None and result is not place:
+        copying.copy(result, place, stream)
+        return place
+    return result
 
 
 def _check_range(x: Array, largest: int) -> None:

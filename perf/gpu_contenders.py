@@ -301,8 +301,9 @@ def _numbasep_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Ref
     n, channels, height, width = case.out_shape
     shape = case.out_shape if planar else (n, height, width, channels)
     out = torch.empty(shape, dtype=image.dtype, device=DEVICE)
-    weight = None if inputs.taps is None else inputs.taps[:, None].contiguous()
-    matrix = None if inputs.mix is None else inputs.mix[:, :, None, None].contiguous()
+    # Host arrays: numbasep keeps their copies on the device.
+    weight = None if inputs.taps is None else inputs.taps[:, None].cpu().contiguous()
+    matrix = None if inputs.mix is None else inputs.mix[:, :, None, None].cpu().contiguous()
     step = {"stride": case.stride, "padding": case.padding, "dilation": case.dilation}
 
     def run(**more: Any) -> Any:

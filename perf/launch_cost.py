@@ -1,32 +1,81 @@
 """What a CUDA call costs the host, from call to launch, measured without a GPU.
 
 Everything of the package runs as on a GPU; the driver's own parts (compilation, the launch, the
-current device, uploads of taps) are stand-ins that do nothing. On a GPU, ``python -m perf.run
-overhead --machine gpu`` measures the whole.
+current device, memory) are stand-ins that do nothing, and so are the arrays. On a GPU,
+``python -m perf.run overhead --machine gpu`` measures the whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+Times = dict[str, float]
+
 
 class DeviceArray:
-    """What a launcher needs of a device array: shape, strides and an address nobody reads."""
+    """An array with ``__cuda_array_interface__`` and an address nobody reads."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: str, address: int = 1 << 40) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
         self.__cuda_array_interface__ = {
             "shape": shape,
             "typestr": self.dtype.str,
-            "data": (1 << 40, False),
+            "data": (address, False),
             "strides": None,
             "version": 3,
         }
+
+
+class CupyArray:
+    """What of a CuPy array is looked at."""
+
+    __module__ = "cupy"
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, address: int = 1 << 40) -> None:
+        self.data = SimpleNamespace(ptr=address, device_id=0)
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        self.strides = np.empty(shape, dtype).strides
+
+
+class TorchTensor:
+    """What of a CUDA tensor of torch's is looked at, by calls as torch has them."""
+
+    __module__ = "torch"
+    is_cuda, requires_grad, layout = True, False, "strided"
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, address: int = 1 << 40) -> None:
+        self._address = address
+        self.shape, self.dtype = shape, f"torch.{np.dtype(dtype).name}"
+        self._size = np.dtype(dtype).itemsize
+        self._steps = tuple(step // self._size for step in np.empty(shape, dtype).strides)
+
+    def data_ptr(self) -> int:
+        return self._address
+
+    def element_size(self) -> int:
+        return self._size
+
+    def stride(self) -> tuple[int, ...]:
+        return self._steps
+
+    def get_device(self) -> int:
+        return 0
+
+    def resolve_conj(self) -> TorchTensor:
+        return self
+
+    resolve_neg = resolve_conj
+
+
+KINDS = {"interface": DeviceArray, "cupy": CupyArray, "torch": TorchTensor}
 
 
 @contextlib.contextmanager
@@ -35,39 +84,54 @@ def stand_ins() -> Iterator[list[int]]:
     from numbasep.cuda import launch
 
     launched: list[int] = []
+    stream = SimpleNamespace(ptr=0, cuda_stream=0)
+    libraries = {
+        "cupy": SimpleNamespace(cuda=SimpleNamespace(get_current_stream=lambda device: stream)),
+        "torch": SimpleNamespace(
+            cuda=SimpleNamespace(current_stream=lambda device: stream), strided="strided"
+        ),
+    }
+    device = SimpleNamespace(
+        id=0,
+        compute_capability=(9, 0),
+        MULTIPROCESSOR_COUNT=132,
+        MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=227 * 1024,
+    )
+    # Plain functions: a mock's own bookkeeping costs more than what is measured. One array stands
+    # for all results: making it is the memory pool's time.
+    places = count(1 << 43, 1 << 20)
 
-    class Device:
-        id = 0
-        compute_capability = (9, 0)
-        MULTIPROCESSOR_COUNT = 132
+    def uploaded(array: Any, stream: Any) -> DeviceArray:
+        return DeviceArray(array.shape, array.dtype.str, next(places))
 
-    device = Device()
-    uploaded: dict[Any, Any] = {}
-
-    def upload(array: Any, stream: Any = None) -> DeviceArray:
-        # As the package's own: found again by content.
-        key = array.dtype.str, array.tobytes()
-        return uploaded.setdefault(key, DeviceArray(array.shape, array.dtype.str))
-
-    # Plain functions: a mock's own bookkeeping costs more than what is measured.
+    result = DeviceArray((1, 512, 512), "f4", 1 << 42)
     replaced = (
         (launch.Kernel, "_compile", lambda self, device: object()),
-        (launch, "upload", upload),
+        (launch, "to_device", uploaded),
+        (launch, "allocate", lambda *description: result),
+        (launch, "device_of", lambda address: 0),
         (launch, "_core_stream", lambda handle: None),
+        (launch, "current_device", lambda: 0),
         (launch.cuda, "get_current_device", lambda: device),
         (launch._dispatcher, "launch", lambda *arguments: launched.append(1)),
     )
     kept = [getattr(owner, name) for owner, name, _ in replaced]
+    modules = {name: sys.modules.get(name) for name in libraries}
     for owner, name, value in replaced:
         setattr(owner, name, value)
+    sys.modules.update(libraries)  # type: ignore[arg-type]
     try:
         yield launched
     finally:
         for (owner, name, _), value in zip(replaced, kept, strict=True):
             setattr(owner, name, value)
+        for name, module in modules.items():
+            sys.modules.pop(name)
+            if module is not None:
+                sys.modules[name] = module
 
 
-def microseconds(call: Callable[[], Any], calls: int = 2000) -> dict[str, float]:
+def microseconds(call: Callable[[], Any], calls: int = 2000) -> Times:
     """Return p20, p50 and p80 of a call's host time."""
     call()
     taken = []
@@ -79,9 +143,17 @@ def microseconds(call: Callable[[], Any], calls: int = 2000) -> dict[str, float]
     return {"p20_us": p20, "p50_us": p50, "p80_us": p80}
 
 
-def measure() -> dict[str, Any]:
-    """Return the host microseconds of a separable launch between device arrays, 9 taps, rank 1."""
-    from numbasep.cuda import launch, separable
+def measure(calls: int = 2000) -> dict[str, Any]:
+    """Return the host microseconds of calls between device arrays of 512x512 float32.
+
+    separable_conv2d: 9 taps, rank 1, into ``out``; by kind of array. fresh: the result is made.
+    depthwise_conv2d: 3x3 on 8 channels. first: without what is known of earlier calls.
+    run_separable: the launcher alone. stages: of a repeated call.
+    """
+    import numbasep
+    from numbasep import calls as channelwise
+    from numbasep import devices, taps
+    from numbasep.cuda import launch, separable, session
     from numbasep.plan.geometry import Axis, SpatialPlan
 
     if launch.SIMULATOR:
@@ -90,12 +162,45 @@ def measure() -> dict[str, Any]:
     plan = SpatialPlan(
         1, 1, axis, axis, 1, False, 4, 0, "float32", "float32", "float32"
     )  # fmt: skip
-    image, out = DeviceArray((1, 512, 512, 1), "f4"), DeviceArray((1, 512, 512, 1), "f4")
-    taps = np.full((1, 9), 1 / 9, np.float32)
+    planes = DeviceArray((1, 512, 512, 1), "f4")
+    column = np.full(9, 1 / 9, np.float32)
+    kernel, one = (column, column.copy()), column[None]
+    weight = np.ones((8, 1, 3, 3), np.float32)
+    shape, layer = (1, 512, 512), (1, 8, 512, 512)
+    found: dict[str, Any] = {}
     with stand_ins() as launched:
-        found = microseconds(
-            lambda: separable.run_separable(plan, image, out, taps, taps), calls=2000
+
+        def timed(name: str, call: Callable[[], Any]) -> None:
+            before = len(launched)
+            found[name] = microseconds(call, calls)
+            found[name]["launches_per_call"] = (len(launched) - before) / (calls + 1)
+
+        for name, made in KINDS.items():
+            x, out = made(shape, "f4"), made(shape, "f4", 1 << 41)
+            call = lambda x=x, out=out: numbasep.separable_conv2d(x, kernel, out=out)  # noqa: E731
+            timed(f"separable_conv2d {name}", call)
+        x = DeviceArray(shape, "f4")
+        timed("separable_conv2d fresh", lambda: numbasep.separable_conv2d(x, kernel))
+        image, out = DeviceArray(layer, "f4"), DeviceArray(layer, "f4", 1 << 41)
+        timed(
+            "depthwise_conv2d interface",
+            lambda: numbasep.depthwise_conv2d(image, weight, padding=1, out=out),
         )
-        found["launches_per_call"] = len(launched) / 2001
-        bare = microseconds(lambda: launch._dispatcher.launch(None, None, None), calls=2000)
-    return {"run_separable": found, "stand_in": bare}
+
+        def first() -> None:
+            session.calls.clear()
+            numbasep.separable_conv2d(x, kernel)
+
+        timed("separable_conv2d first", first)
+        timed("run_separable", lambda: separable.run_separable(plan, planes, planes, one, one))
+        known = devices.kind_of(x)
+        assert known is not None
+        found["stages"] = {
+            "two arrays": microseconds(lambda: devices.arrive(known, x, x, None, None), calls),
+            "taps": microseconds(lambda: taps.key(kernel), calls),
+            "weights": microseconds(lambda: channelwise.content(weight), calls),
+            "stand-in launch": microseconds(
+                lambda: launch._dispatcher.launch(None, None, None), calls
+            ),
+        }
+    return found

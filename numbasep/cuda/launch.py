@@ -15,7 +15,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,21 +25,31 @@ from numba.cuda import types
 from numba.cuda.core import config as _config
 from numpy.typing import NDArray
 
+from numbasep.plan import checks
+from numbasep.plan.layout import contiguous
+from numbasep.views import Device
+
 Array = NDArray[Any]
 
 __all__ = [
     "SHARED_DEFAULT",
     "SIMULATOR",
     "VERSION",
+    "Export",
     "Kernel",
     "View",
+    "active",
+    "allocate",
     "available",
     "cuda",
     "device_function",
+    "device_of",
     "empty",
     "intrinsic",
     "most_shared",
+    "order",
     "signature",
+    "stream_handle",
     "tensor_cores",
     "to_device",
     "to_host",
@@ -50,6 +61,7 @@ __all__ = [
 SIMULATOR = bool(_config.ENABLE_CUDASIM)
 
 if not SIMULATOR:
+    from cuda.bindings import driver as _cuda_driver
     from numba.cuda import dispatcher as _dispatcher
     from numba.cuda import extending as _extending
     from numba.cuda.cudadrv import driver as _driver
@@ -118,6 +130,21 @@ class HostPointer:
         moved.origin = self.origin + count
         return moved
 
+    @property
+    def address(self) -> int:
+        return int(self.elements.ctypes.data + self.origin * self.elements.itemsize)
+
+    def moved(self, distance: int, owner: Any) -> HostPointer:
+        """Return the same pointer into other memory, ``distance`` bytes away."""
+        low = int(self.elements.ctypes.data)
+        return HostPointer(
+            low + distance,
+            low + distance + self.elements.nbytes,
+            self.address + distance,
+            self.elements.dtype,
+            owner,
+        )
+
     def vector(self, offset: int, count: int, dtype: str) -> Array:
         """Return ``count`` elements at a byte offset, aligned to at most 16 bytes of them."""
         size = count * np.dtype(dtype).itemsize
@@ -130,12 +157,13 @@ class HostPointer:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A device array as the launchers see it: address, shape, strides in bytes."""
+    """A device array as the launchers see it: address, shape, strides and elements in bytes."""
 
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     owner: Any
+    itemsize: int
 
     def pointer(self, dtype: Any) -> Any:
         """Return what a kernel takes as ``types.CPointer(dtype)``."""
@@ -145,7 +173,7 @@ class View:
         for size, stride in zip(self.shape, self.strides, strict=True):
             low += min(0, (size - 1) * stride)
             high += max(0, (size - 1) * stride)
-        itemsize = self.owner.dtype.itemsize if 0 not in self.shape else 0
+        itemsize = self.itemsize if 0 not in self.shape else 0
         return HostPointer(low, high + itemsize, self.address, _numpy(dtype), self.owner)
 
 
@@ -155,19 +183,19 @@ def _numpy(dtype: Any) -> np.dtype[Any]:
 
 def view(array: Any) -> View:
     """Return where a device array's elements are."""
+    if isinstance(array, View):
+        return array
+    if isinstance(array, Device):
+        return View(array.address, array.shape, array.strides, array.owner, array.itemsize)
     if SIMULATOR:
         host = getattr(array, "_ary", array)
         found = host.__array_interface__
-        return View(found["data"][0], host.shape, host.strides, host)
+        return View(found["data"][0], host.shape, host.strides, host, host.itemsize)
     found = array.__cuda_array_interface__
     shape = found["shape"]
-    strides = found.get("strides")
-    if strides is None:
-        strides, step = [], np.dtype(found["typestr"]).itemsize
-        for size in reversed(shape):
-            strides.insert(0, step)
-            step *= size
-    return View(found["data"][0], shape, tuple(strides), array)
+    itemsize = np.dtype(found["typestr"]).itemsize
+    strides = found.get("strides") or contiguous(shape, itemsize, tuple(range(len(shape))))
+    return View(found["data"][0], shape, strides, array, itemsize)
 
 
 def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -175,11 +203,14 @@ def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
 
 
-def _stream_handle(stream: Any) -> int:
-    """Return the handle of a stream of numba.cuda, cuda.core, CuPy or torch, or an integer."""
+def stream_handle(stream: Any) -> int:
+    """Return the handle of a stream of numba.cuda, cuda.core, CuPy or torch, or an integer.
+
+    0 and 1 are the legacy default stream, 2 is the thread's own default stream.
+    """
     if stream is None:
         return 0
-    if isinstance(stream, int):
+    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
         return stream
     if hasattr(stream, "__cuda_stream__"):
         return int(stream.__cuda_stream__()[1])
@@ -192,14 +223,105 @@ def _stream_handle(stream: Any) -> int:
     )
 
 
-@cache
+@lru_cache(maxsize=256)
 def _core_stream(handle: int) -> Any:
     return _driver._to_core_stream(cuda.external_stream(handle) if handle else 0)
 
 
 def _numba_stream(stream: Any) -> Any:
-    handle = _stream_handle(stream) if not SIMULATOR else 0
+    handle = stream_handle(stream) if not SIMULATOR else 0
     return cuda.external_stream(handle) if handle else 0
+
+
+def current_device() -> int:
+    """Return the number of this thread's device; a thread that has none gets the first."""
+    if SIMULATOR:
+        return 0
+    status, device = _cuda_driver.cuCtxGetDevice()
+    return int(cuda.get_current_device().id) if status else int(device)
+
+
+def active(device: int) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a device is this thread's."""
+    if current_device() == device:
+        return _NOTHING
+    found: contextlib.AbstractContextManager[Any] = cuda.gpus[device]
+    return found
+
+
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+
+
+def device_of(address: int) -> int:
+    """Return the number of the device in whose memory an address is."""
+    if SIMULATOR or not address or _devices() == 1:
+        return 0
+    attribute = _cuda_driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    status, device = _cuda_driver.cuPointerGetAttribute(attribute, address)
+    if status:
+        raise ValueError(f"address {address:#x} is no device memory: {status.name}")
+    return int(device)
+
+
+@cache
+def _devices() -> int:
+    return len(cuda.gpus)
+
+
+def order(first: int, then: int) -> None:
+    """Let work on one stream wait for what another has been given so far; the host goes on."""
+    if SIMULATOR or {first, then} <= {0, 1} or first == then:
+        return
+    event = cuda.event(timing=False)
+    event.record(_numba_stream(first))
+    event.wait(_numba_stream(then))
+
+
+def capturing(stream: int) -> bool:
+    """Return whether a stream's work is recorded into a graph instead of done."""
+    status, found = _cuda_driver.cuStreamIsCapturing(stream)
+    none = _cuda_driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE
+    return bool(status) or found != none
+
+
+def allocate(shape: tuple[int, ...], dtype: str, strides: tuple[int, ...], stream: int) -> Any:
+    """Return a fresh Numba device array without gaps; bfloat16 becomes its bits."""
+    kind = _plain(np.dtype(dtype))
+    if SIMULATOR:
+        size = prod(shape) * kind.itemsize
+        memory = np.empty(size + 256, np.uint8)
+        # Aligned as a device's memory is.
+        start = -memory.ctypes.data % 256
+        made = np.ndarray(shape, kind, memory[start:], 0, strides)
+        return type(cuda.device_array(1))(made)
+    handle = _numba_stream(stream)
+    return cuda.device_array(shape, kind, strides=strides, stream=handle)
+
+
+class Export:
+    """A Numba device array as DLPack has it, for a library whose work follows ours."""
+
+    def __init__(self, array: Any, dtype: str, stream: int) -> None:
+        self.array, self.dtype, self.stream = array, dtype, stream
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, device_of(view(self.array).address)
+
+    def __dlpack__(self, *, stream: int | None = None, **more: Any) -> Any:
+        from cuda.core import Buffer
+        from cuda.core.utils import StridedMemoryView
+
+        if stream is not None and stream >= 0:
+            order(self.stream, stream)
+        found = view(self.array)
+        low, high = self.array.gpu_data.device_pointer_value, self.array.alloc_size
+        memory = StridedMemoryView.from_buffer(
+            Buffer.from_handle(low, high, owner=self.array),
+            found.shape,
+            tuple(step // found.itemsize for step in found.strides),
+            dtype=np.dtype(self.dtype),
+        )
+        return memory.__dlpack__(stream=-1, **more)
 
 
 def to_device(array: Array, stream: Any = None) -> Any:
@@ -209,6 +331,8 @@ def to_device(array: Array, stream: Any = None) -> Any:
 
 def empty(shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
     """Return a fresh device array; bfloat16 becomes its bits."""
+    if _local.session is not None:
+        return _local.session.empty(tuple(shape), checks.name_of(np.dtype(dtype)))
     kind = _plain(np.dtype(dtype))
     return cuda.device_array(tuple(shape), kind, stream=_numba_stream(stream))
 
@@ -259,10 +383,16 @@ class Kernel:
         arguments: pointers as ``View.pointer`` gives them, numbers as NumPy scalars of the
             parameters' types; tuples as sequences of them, flattened.
         """
+        session = _local.session
+        prepared = self._prepare(grid, block, shared, current_device())
+        start(prepared, stream_handle(stream), arguments)
+        if session is not None:
+            session.launched(self, prepared, arguments)
+
+    def _prepare(self, grid: int, block: int, shared: int, device: int) -> tuple[Any, Any]:
+        """Return what ``start`` takes: a launch without its stream and arguments."""
         if SIMULATOR:
-            self._simulate(grid, block, shared, arguments)
-            return
-        device = cuda.get_current_device().id
+            return self, (grid, block, shared)
         kernel = self._compiled.get(device) or self._compile(device)
         if shared > self._shared.get(device, SHARED_DEFAULT):
             self._raise_shared(device, kernel, shared)
@@ -275,7 +405,7 @@ class Kernel:
                 grid=(grid, 1, 1), block=(block, 1, 1), shmem_size=shared
             )
             self._configurations[key] = configuration
-        _dispatcher.launch(_core_stream(_stream_handle(stream)), configuration, kernel, *arguments)
+        return kernel, configuration
 
     def _compile(self, device: int) -> Any:
         with self._lock:
@@ -316,6 +446,24 @@ class Kernel:
             cuda.jit(self.function)[grid, block, 0, shared](*packed)
 
 
+def start(prepared: tuple[Any, Any], stream: int, arguments: Sequence[Any]) -> None:
+    """Launch what ``Kernel`` prepared."""
+    kernel, configuration = prepared
+    if SIMULATOR:
+        kernel._simulate(*configuration, arguments)
+    else:
+        _dispatcher.launch(_core_stream(stream), configuration, kernel, *arguments)
+
+
+class _Local(threading.local):
+    """What a thread's launches belong to: a call between device arrays, or nothing."""
+
+    session: Any = None
+
+
+_local = _Local()
+
+
 def _unpacked(value: Any) -> Any:
     """Python's integers do not overflow and are faster than NumPy's scalars."""
     return int(value) if isinstance(value, np.integer) else value
@@ -339,12 +487,11 @@ class _Uploads:
         form: a function and its further arguments, that makes of the array what is copied.
         """
         # A copy made in the order of one stream is not there yet for another.
-        handle = 0 if SIMULATOR else _stream_handle(stream)
-        device = 0 if SIMULATOR else cuda.get_current_device().id
+        handle = 0 if SIMULATOR else stream_handle(stream)
         # By some of the elements, then compared in full: hashing all takes longer.
         flat = array.reshape(-1).view(f"u{array.itemsize}")
         some = flat[:: flat.size // 256 + 1].tobytes()
-        key = array.dtype.str, array.shape, some, form, handle, device
+        key = array.dtype.str, array.shape, some, form, handle, current_device()
         with self._lock:
             found = self._kept.get(key)
             if found is not None and np.array_equal(found[0], flat):
@@ -362,14 +509,25 @@ class _Uploads:
         return sum(size for _, _, size in self._kept.values())
 
 
-upload = _Uploads(256, 256 << 20).get
-
-
 def most_shared() -> int:
     """Return the bytes of shared memory that the device grants a block."""
     if SIMULATOR:
         return 227 * 1024
     return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+
+
+_uploads = _Uploads(256, 256 << 20)
+
+
+def upload(array: Array, stream: Any = None, form: tuple[Any, ...] = ()) -> Any:
+    """Return a device copy of a C-ordered array, made once for each content, form and stream.
+
+    form: a function and its further arguments, that makes of the array what is copied.
+    """
+    found = _uploads.get(array, stream, form)
+    if _local.session is not None:
+        _local.session.uploaded(found)
+    return found
 
 
 def available() -> tuple[bool, str]:

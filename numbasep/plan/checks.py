@@ -84,6 +84,11 @@ def axes(argument: str, value: object, ndim: int) -> tuple[int, int]:
     return first, second
 
 
+def types(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the types of values, and of their items, for keys: 1, 1.0 and True are equal."""
+    return tuple([tuple(map(type, v)) if type(v) is tuple else type(v) for v in values])
+
+
 @lru_cache(maxsize=256)
 def name_of(dtype: np.dtype[Any]) -> str:
     """Return a dtype's name, which NumPy composes anew each time."""

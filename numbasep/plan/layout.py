@@ -115,10 +115,11 @@ def contiguous(shape: tuple[int, ...], itemsize: int, order: tuple[int, ...]) ->
     return tuple(strides)
 
 
-def merge(extents: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Join neighbouring axes that step as one in every array; axes of extent 1 vanish."""
-    if prod(extents) == 0:
-        return (0,)
+def join(extents: tuple[int, ...], *strides: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
+    """Join neighbouring axes that step as one in every array; axes of extent 1 vanish.
+
+    Returns each axis's extent and its step in every array.
+    """
     left: list[tuple[int, tuple[int, ...]]] = []
     for extent, steps in zip(extents, zip(*strides, strict=True), strict=True):
         if extent == 1:
@@ -129,4 +130,11 @@ def merge(extents: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[int, ...
             left[-1] = (left[-1][0] * extent, steps)
         else:
             left.append((extent, steps))
-    return tuple(extent for extent, _ in left)
+    return left
+
+
+def merge(extents: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the extents of axes after ``join``."""
+    if prod(extents) == 0:
+        return (0,)
+    return tuple(extent for extent, _ in join(extents, *strides))

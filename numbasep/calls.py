@@ -1,0 +1,275 @@
+"""What every channelwise call does with ``x`` and ``out``: on the host, and on a device."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numbasep import arrays, devices
+from numbasep.factorise import SeparableKernel
+from numbasep.plan import channelwise as planner
+from numbasep.plan import checks
+from numbasep.plan.spatial import BACKENDS
+from numbasep.views import Device
+
+Array = NDArray[Any]
+
+# Bytes of weights above which hashing all of them takes longer than comparing.
+LARGE = 4096
+
+# Axes of an NCHW image as NHWC, and back; of three dimensions too.
+LAST = {4: (0, 2, 3, 1), 3: (1, 2, 0)}
+
+
+class Call:
+    """Shapes of a call.
+
+    shape, layout, dtype: of ``x`` as the kernels see it. batched: whether it has an N axis.
+    turned: NCHW arrays that stand channels last in memory, as torch has it; the kernels see NHWC.
+    """
+
+    backend: str
+    more: dict[str, Any]
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, layout: Any) -> None:
+        self.dtype = planner.storage_of(dtype)
+        self.layout = checks.choice("layout", layout, planner.LAYOUTS)
+        self.batched = len(shape) == 4
+        planner.layout_of(shape, self.layout)
+        self.spatial = shape[-2:] if self.layout == "NCHW" else shape[-3:-1]
+        self.turned = False
+        self.shape = shape
+
+    def turn(self) -> None:
+        """See an NCHW image as NHWC."""
+        self.turned, self.layout = True, "NHWC"
+        self.shape = tuple(self.shape[axis] for axis in LAST[len(self.shape)])
+
+    def shapes(self, channels: int, size: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Return the result's shape as the kernels write it, and as the caller sees it."""
+        shape = (channels, *size) if self.layout == "NCHW" else (*size, channels)
+        if self.batched:
+            shape = (self.shape[0], *shape)
+        return shape, (*shape[:-3], shape[-1], *shape[-3:-1]) if self.turned else shape
+
+    def module(self, name: str) -> Any:
+        return _module(self.backend, name)
+
+
+@cache
+def _module(backend: str, name: str) -> Any:
+    return importlib.import_module(f"numbasep.{backend}.{name}")
+
+
+class HostCall(Call):
+    """A call between host arrays, on either backend."""
+
+    def __init__(self, x: Any, out: Any, layout: Any, backend: Any, stream: Any) -> None:
+        self.x, self.kind = arrays.adopt("x", x)
+        self.asked = out
+        self.out: Array | None = None
+        if out is not None:
+            devices.refuse("out", out, "and x is in host memory; pass a host array")
+            self.out, place_kind = arrays.adopt("out", out)
+            arrays.check_kinds(self.kind.name, place_kind.name)
+        self.backend = "cpu" if backend is None else checks.choice("backend", backend, BACKENDS)
+        if stream is not None and self.backend == "cpu":
+            raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
+        self.stream = stream
+        self.more = {"stream": stream} if self.backend == "cuda" else {}
+        super().__init__(self.x.shape, checks.name_of(self.x.dtype), layout)
+        if (
+            self.layout == "NCHW"
+            and not self.x.flags.c_contiguous
+            and np.moveaxis(self.x, -3, -1).flags.c_contiguous
+        ):
+            self.x = np.moveaxis(self.x, -3, -1)
+            self.turn()
+        self.result: Array | None = None
+
+    def image(self) -> Any:
+        """Return ``x`` as the kernels take it, four dimensions."""
+        x = self.x
+        flags = x.flags
+        if not (flags.c_contiguous and flags.aligned and x.dtype.isnative):
+            x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
+        x = x if self.batched else x[None]
+        if self.backend == "cpu":
+            return x
+        return _module("cuda", "launch").to_device(x, self.stream)
+
+    def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Any:
+        """Return the array that the kernels write; ``out`` itself where it can be."""
+        self.result = self._place(channels, size, dtype)
+        result = self.result if self.batched else self.result[None]
+        if self.backend == "cpu" or not result.size:
+            return result
+        self.written = _module("cuda", "launch").empty(result.shape, result.dtype, self.stream)
+        return self.written
+
+    def _place(self, channels: int, size: tuple[int, ...], dtype: str) -> Array:
+        shape, seen = self.shapes(channels, size)
+        if self.out is None:
+            arrays.check_wrap(self.kind.name, dtype)
+        else:
+            arrays.check_out(self.out, seen, dtype)
+            place = np.moveaxis(self.out, -3, -1) if self.turned else self.out
+            usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
+            if usable and not np.may_share_memory(self.x, place):
+                return place
+        return np.empty(shape, self.x.dtype.newbyteorder("=") if dtype == self.dtype else dtype)
+
+    def fresh(self, shape: tuple[int, ...]) -> Array:
+        """Return an array of the image's dtype for an intermediate result."""
+        return np.empty(shape, self.x.dtype.newbyteorder("="))
+
+    def finish(self) -> Any:
+        """Return the result as the caller's kind of array."""
+        one = self.result
+        assert one is not None
+        if self.backend == "cuda" and one.size:
+            _module("cuda", "launch").to_host(
+                self.written, one if self.batched else one[None], self.stream
+            )
+        if self.turned:
+            one = np.moveaxis(one, -1, -3)
+        if self.out is None:
+            return self.kind.wrap(one)
+        if not np.may_share_memory(self.out, one):
+            np.copyto(self.out, one)
+        return self.asked
+
+
+class DeviceCall(Call):
+    """A call between arrays on a device; what it makes and launches is its session's."""
+
+    backend = "cuda"
+
+    def __init__(self, session: Any, x: Device, out: Device | None, layout: Any) -> None:
+        self.session, self.x, self.out = session, x, out
+        self.more = {"stream": session.stream}
+        super().__init__(x.shape, x.dtype, layout)
+        if self.layout == "NCHW" and not x.dense:
+            last = x.transposed(LAST[len(x.shape)])
+            if last.dense:
+                self.x = last
+                self.turn()
+
+    def image(self) -> Device:
+        """Return ``x`` as the kernels take it, four dimensions, copied where it is not dense."""
+        from numbasep.cuda import copying
+
+        x = self.x
+        if not x.dense:
+            dense: Device = self.session.empty(x.shape, x.dtype)
+            copying.copy(x, dense, self.session.stream)
+            x = dense
+        return x if self.batched else x.reshape((1, *x.shape))
+
+    def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Device:
+        """Return the array that the kernels write; ``out`` itself where it can be."""
+        shape, seen = self.shapes(channels, size)
+        result = self.out
+        if result is not None:
+            arrays.check_out(result, seen, dtype)
+        if result is None or self.x.overlaps(result) or not self._seen(result).dense:
+            order = tuple(range(len(seen)))
+            if self.turned:
+                order = LAST[len(seen)]
+            result = self.session.empty(seen, dtype, order)
+        self.result: Device = result
+        return self._seen(result).reshape(shape if self.batched else (1, *shape))
+
+    def _seen(self, result: Device) -> Device:
+        """Return the result as the kernels see it."""
+        return result.transposed(LAST[len(result.shape)]) if self.turned else result
+
+    def finish(self) -> Device:
+        """Return the array that holds the result."""
+        from numbasep.cuda import copying
+
+        if self.out is None or self.result is self.out:
+            return self.result
+        copying.copy(self.result, self.out, self.session.stream)
+        return self.out
+
+
+def run(
+    function: Callable[..., Any],
+    x: Any,
+    weights: tuple[Any, ...],
+    options: tuple[Any, ...],
+    layout: Any,
+    out: Any,
+    backend: Any,
+    stream: Any,
+) -> Any:
+    """Return ``function(call, *weights, *options)``, on a device as launches that are known.
+
+    weights: arrays, kernels or None; options: everything else on which the result depends.
+    """
+    kind = devices.kind_of(x)
+    if kind is None:
+        return function(HostCall(x, out, layout, backend, stream), *weights, *options)
+    from numbasep.cuda import session
+
+    image, place, handle = devices.arrive(kind, x, out, backend, stream)
+    given = [image] if place is None else [image, place]
+
+    def work(current: Any) -> Device:
+        made: Device = function(DeviceCall(current, image, place, layout), *weights, *options)
+        return made
+
+    key: Any
+    try:
+        key = (
+            function,
+            layout,
+            options,
+            checks.types(options),
+            tuple([content(one) for one in weights]),
+            place is not None and (place.writable, image.overlaps(place)),
+        )
+        hash(key)
+    except TypeError:
+        # Something without a hash: a list, or an argument that the checks refuse.
+        key = None
+    result = session.run(key, kind, handle, given, work)
+    return out if place is not None else kind.wrap(result, handle)
+
+
+class Large:
+    """The content of a large array: hashed in part, compared in full."""
+
+    __slots__ = ("data", "hash", "kind")
+
+    def __init__(self, dtype: Any, shape: tuple[int, ...], data: bytes) -> None:
+        self.kind, self.data = (dtype, shape), data
+        self.hash = hash((self.kind, data[:: len(data) // 256]))
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Large) and (self.kind, self.data) == (other.kind, other.data)
+
+
+def content(weight: Any) -> Any:
+    """Return what tells weights from others."""
+    if weight is None or isinstance(weight, SeparableKernel):
+        return weight
+    if type(weight) is np.ndarray:
+        data = weight.tobytes()
+        found = weight.dtype, weight.shape, data
+        return found if len(data) <= LARGE else Large(*found)
+    if isinstance(weight, (list, tuple)):
+        if not all(isinstance(one, SeparableKernel) for one in weight):
+            raise TypeError("numbers are equal that are not equally right")
+        return tuple(weight)
+    array, _ = arrays.adopt("weight", weight)
+    return content(np.asarray(array))
