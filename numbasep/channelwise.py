@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,8 @@ def depthwise_conv2d(
     with nvtx.range("numbasep.depthwise_conv2d"):
         call = _Call(x, out, layout, backend, stream)
         taps = _depthwise_weight("weight", weight, call.dtype)
-        plan = planner.depthwise(
+        plan = _planned(
+            planner.depthwise,
             call.shape,
             call.dtype,
             taps.filters,
@@ -154,7 +155,8 @@ def pointwise_conv2d(
     with nvtx.range("numbasep.pointwise_conv2d"):
         call = _Call(x, out, layout, backend, stream)
         matrix, weights = _pointwise_weight("weight", weight, call.dtype)
-        plan = planner.pointwise(
+        plan = _planned(
+            planner.pointwise,
             call.shape,
             call.dtype,
             matrix.shape,
@@ -239,7 +241,8 @@ def depthwise_separable_conv2d(
             )
         taps = _depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
         matrix, weights = _pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
-        first = planner.depthwise(
+        first = _planned(
+            planner.depthwise,
             call.shape,
             call.dtype,
             taps.filters,
@@ -257,7 +260,8 @@ def depthwise_separable_conv2d(
         middle = (first.batch, first.filters, first.y.out, first.x.out)
         if first.layout == "NHWC":
             middle = middle[0], middle[2], middle[3], middle[1]
-        second = planner.pointwise(
+        second = _planned(
+            planner.pointwise,
             middle,
             call.dtype,
             matrix.shape,
@@ -276,6 +280,25 @@ def depthwise_separable_conv2d(
         if result.size:
             _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
         return call.finish(result)
+
+
+def _planned(make: Any, *seen: Any, **options: Any) -> Any:
+    """Return a plan, from the cache where there is one: to make it costs as much as a small image.
+
+    The options' types are part of the key: 1, 1.0 and True are equal, and not equally right.
+    """
+    values = tuple(options.values())
+    kinds = tuple([tuple(map(type, v)) if type(v) is tuple else type(v) for v in values])
+    try:
+        return _kept(make, seen, tuple(options), values, kinds)
+    except TypeError:
+        # Something without a hash: a list, or an option that the checks refuse.
+        return make(*seen, **options)
+
+
+@lru_cache(maxsize=1024)
+def _kept(make: Any, seen: Any, names: Any, values: Any, kinds: Any) -> Any:
+    return make(*seen, **dict(zip(names, values, strict=True)))
 
 
 def _run_separable(
@@ -352,7 +375,9 @@ class _Call:
     def image(self, layout: str) -> Array:
         """Return ``x`` as the kernels take it, four dimensions."""
         x = self.x
-        x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
+        flags = x.flags
+        if not (flags.c_contiguous and flags.aligned and x.dtype.isnative):
+            x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
         return x if self.batched else x[None]
 
     def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Array:
@@ -374,7 +399,7 @@ class _Call:
         return fresh if self.batched else fresh[None]
 
     def module(self, name: str) -> Any:
-        return importlib.import_module(f"numbasep.{self.backend}.{name}")
+        return _module(self.backend, name)
 
     def finish(self, result: Array) -> Any:
         """Return the result as the caller's kind of array."""
@@ -386,6 +411,11 @@ class _Call:
         if not np.may_share_memory(self.out, one):
             np.copyto(self.out, one)
         return self.asked
+
+
+@cache
+def _module(backend: str, name: str) -> Any:
+    return importlib.import_module(f"numbasep.{backend}.{name}")
 
 
 class _Taps:

@@ -228,8 +228,11 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
         )
         if images.shape[-4] != problem.planes:
             problem = replace(problem, planes=images.shape[-4])
-        for index in np.ndindex(images.shape[:-4]):
-            _backend(call.backend, problem, images[index], outs[index], taps, stream)
+        if images.ndim == 4:
+            _backend(call.backend, problem, images, outs, taps, stream)
+        else:
+            for index in np.ndindex(images.shape[:-4]):
+                _backend(call.backend, problem, images[index], outs[index], taps, stream)
     if out is not None and result is not out:
         np.copyto(out, result)
         return out

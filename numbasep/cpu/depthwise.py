@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
 from numbasep.cpu import atomics, blocks, pool, separable, simd
+from numbasep.cpu.pool import address
 from numbasep.cpu.separable import map_index, move
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import DepthwisePlan
@@ -470,11 +471,6 @@ def driver(version: int = VERSION) -> Any:
     return driver
 
 
-def address(array: Array) -> int:
-    result: int = array.__array_interface__["data"][0]
-    return result
-
-
 def bounds_of(compute: str, activation: str) -> Array:
     """Return what results are clamped to: nothing but for relu and relu6."""
     if compute == "int32":
@@ -671,6 +667,12 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     )
 
 
+@lru_cache(maxsize=512)
+def chosen(plan: DepthwisePlan, threads: int) -> Prepared:
+    """Return ``prepare`` of the tile for a plan."""
+    return prepare(plan, choose(plan, threads))
+
+
 def arranged(plan: DepthwisePlan, weight: Any) -> tuple[Array, Array]:
     """Return the taps as the blocks take them: as they are (NCHW), or filters last (NHWC)."""
     columns, rows = weight if plan.rank else (weight, weight)
@@ -688,7 +690,7 @@ def run_depthwise(
     tile: Tile | None = None,
 ) -> None:
     """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``."""
-    made = prepare(plan, tile or choose(plan, numba.get_num_threads()))
+    made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
     columns, rows = arranged(plan, weight)
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = [address(a) for a in (image, out, columns, rows, bias)]

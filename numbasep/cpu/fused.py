@@ -22,7 +22,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, blocks, depthwise, pointwise, pool, simd
-from numbasep.cpu.depthwise import ACTIVATED, Prepared, address, finisher
+from numbasep.cpu.depthwise import ACTIVATED, Prepared, finisher
+from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import DepthwisePlan, FusedPlan
 
@@ -156,6 +157,12 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     )
 
 
+@lru_cache(maxsize=512)
+def chosen(plan: FusedPlan, threads: int) -> tuple[Prepared, Prepared, Prepared]:
+    """Return ``prepare`` of the tile for a plan."""
+    return prepare(plan, choose(plan, threads))
+
+
 def _group(plan: DepthwisePlan) -> int:
     in_place = plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
     return plan.filters if in_place else min(4 * blocks.lanes_of(plan.compute), plan.filters)
@@ -172,7 +179,8 @@ def run_fused(
     tile: Tile | None = None,
 ) -> None:
     """Write both convolutions of ``image`` into ``out``; see ``plan.channelwise``."""
-    one, two, both = prepare(plan, tile or choose(plan, numba.get_num_threads()))
+    threads = numba.get_num_threads()
+    one, two, both = chosen(plan, threads) if tile is None else prepare(plan, tile)
     columns, rows = depthwise.arranged(plan.depthwise, depthwise_weight)
     packed = pointwise.packed_weight(plan.pointwise, pointwise_weight, both.threads)
     p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()
