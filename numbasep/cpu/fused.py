@@ -38,9 +38,9 @@ NUMBERS = 7
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
-    s = numba.carray(simd.as_pointer(numbers), NUMBERS)
-    p = numba.carray(simd.as_pointer(s[FIRST]), depthwise.NUMBERS)
-    q = numba.carray(simd.as_pointer(s[SECOND]), pointwise.NUMBERS)
+    s = simd.as_pointer(numbers)
+    p = simd.as_pointer(s[FIRST])
+    q = simd.as_pointer(s[SECOND])
     panel, pitch = scratch + s[PANEL], s[PITCH]
     filters, wide = p[depthwise.C] * p[depthwise.M], p[depthwise.WIDE]
     columns, rows_out = p[depthwise.OW], p[depthwise.OH]

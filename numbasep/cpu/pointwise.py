@@ -173,7 +173,7 @@ def mix_pixels(
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take tiles of pixels, and shares of the output channels, until there are none."""
-    q = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    q = simd.as_pointer(numbers)
     panel = scratch + q[PANEL]
     while True:
         item = atomics.take(taken)
@@ -215,7 +215,7 @@ def driver(version: int = VERSION) -> Any:
 @njit(error_model="numpy")
 def transpose_work(numbers: int, taken: int, items: int) -> None:
     """Pack blocks of output channels: for each channel the weights of a block are neighbours."""
-    q = numba.carray(simd.as_pointer(numbers), 6)
+    q = simd.as_pointer(numbers)
     weight, packed, outputs, channels, block, wide = q[0], q[1], q[2], q[3], q[4], q[5]
     while True:
         item = atomics.take(taken)

@@ -425,7 +425,7 @@ def driver(version: int = VERSION) -> Any:
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
-    p = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    p = simd.as_pointer(numbers)
     table, fills = scratch + p[TABLE], scratch + p[FILLS]
     if not p[PACKED]:
         # What the column pass gives outside the image, for each term.
