@@ -112,8 +112,12 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
     first = plan.depthwise
     wide = np.dtype(first.compute).itemsize
     band = max(1, cpu_tiles.L2_BYTES // (first.filters * first.x.out * wide))
-    share = -(-first.batch * first.y.out // (2 * threads))
-    band = min(band, max(share, 4), first.y.out)
+    total = first.batch * first.y.out
+    share = -(-total // (2 * threads))
+    if first.layout == "NCHW" and share < 3 * depthwise.ROWS:
+        # A plane's bands of few rows cost more than what an uneven end does.
+        share = -(-total // threads)
+    band = min(band, max(share, depthwise.ROWS), first.y.out)
     bands = -(-first.y.out // band)
     return Tile(-(-first.y.out // bands), threads)
 

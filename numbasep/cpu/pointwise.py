@@ -30,6 +30,7 @@ from numbasep.cpu.depthwise import (
     rounded,
 )
 from numbasep.cpu.pool import address
+from numbasep.cpu.separable import move
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import PointwisePlan
 
@@ -213,37 +214,45 @@ def driver(version: int = VERSION) -> Any:
 
 
 @njit(error_model="numpy")
-def transpose_work(numbers: int, taken: int, items: int) -> None:
+def transpose_work(numbers: int, taken: int, items: int, compute: Any) -> None:
     """Pack blocks of output channels: for each channel the weights of a block are neighbours."""
     q = simd.as_pointer(numbers)
-    weight, packed, outputs, channels, block, wide = q[0], q[1], q[2], q[3], q[4], q[5]
+    weight, packed, outputs, channels, block = q[0], q[1], q[2], q[3], q[4]
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    pitch = channels * wide
     while True:
         item = atomics.take(taken)
         if item >= items:
             break
         first = item * block
-        dst = packed + first * channels * wide
-        rows = min(block, outputs - first)
-        for start in range(0, channels, 16):
-            for r in range(rows):
-                row = weight + (first + r) * channels * wide
-                for c in range(start, min(start + 16, channels)):
+        dst = packed + first * pitch
+        rows, r = min(block, outputs - first), 0
+        if channels >= lanes:
+            while r + lanes <= rows:
+                row, c = weight + (first + r) * pitch, 0
+                while c < channels:
+                    c = min(c, channels - lanes)
                     to = dst + (c * block + r) * wide
-                    if wide == 4:
-                        atomics.copy4(row + c * 4, to)
-                    else:
-                        atomics.copy8(row + c * 8, to)
+                    blocks.transpose(row + c * wide, pitch, to, block * wide, compute)
+                    c += lanes
+                r += lanes
+        while r < rows:
+            row = weight + (first + r) * pitch
+            for c in range(channels):
+                move(row + c * wide, dst + (c * block + r) * wide, wide)
+            r += 1
         atomics.take(taken + 8)
 
 
 @cache
-def transposer(version: int = VERSION) -> Any:
+def transposer(compute: str, version: int = VERSION) -> Any:
     """Return the kernel that packs weights for NHWC."""
+    computed = simd.tag(compute)
 
     @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
     def transpose(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
-            transpose_work(numbers, counter, items)
+            transpose_work(numbers, counter, items, computed)
 
     return transpose
 
@@ -258,10 +267,9 @@ def packed_weight(plan: PointwisePlan, weight: Array, threads: int) -> Array:
     if plan.outputs % block:
         packed[-1] = 0
     numbers = np.array(
-        [address(weight), address(packed), plan.outputs, plan.channels, block, weight.itemsize],
-        np.int64,
+        [address(weight), address(packed), plan.outputs, plan.channels, block], np.int64
     )
-    pool.run(transposer().address, numbers, count, 0, threads, (weight, packed))
+    pool.run(transposer(plan.compute).address, numbers, count, 0, threads, (weight, packed))
     return packed
 
 
