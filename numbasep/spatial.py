@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -220,7 +221,8 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
     if spatial.largest is not None:
         _check_range(x, spatial.largest)
     direct_out = out is not None and (
-        spatial.takes(arrays.describe("out", out)) and not np.may_share_memory(x, out)
+        (_stands(spatial, out) or spatial.takes(arrays.describe("out", out)))
+        and not np.may_share_memory(x, out)
     )
     result = (
         out
@@ -233,10 +235,13 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
         image = x.view(np.uint8) if x.dtype == np.bool_ else x
         if spatial.layout.copied:
             image = views.contiguous(image, spatial.layout.order)
-        images, outs = views.loops(
-            views.as_images(image, spatial.layout, problem.storage),
-            views.as_images(result, spatial.layout, problem.output),
-        )
+        if x.ndim == 2 and _stands(spatial, result) and spatial.dtype == problem.output:
+            images, outs = image[None, ..., None], result[None, ..., None]
+        else:
+            images, outs = views.loops(
+                views.as_images(image, spatial.layout, problem.storage),
+                views.as_images(result, spatial.layout, problem.output),
+            )
         if images.shape[-4] != problem.planes:
             problem = replace(problem, planes=images.shape[-4])
         if images.ndim == 4:
@@ -250,6 +255,19 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
     return result
 
 
+def _stands(spatial: Spatial, out: Array) -> bool:
+    """Whether the result is plainly where the kernels write it; quick, and not all that may be."""
+    flags = out.flags
+    return bool(
+        spatial.layout.plain and flags.c_contiguous and flags.aligned and out.dtype.isnative
+    )
+
+
+@cache
+def _separable(backend: str) -> Any:
+    return importlib.import_module(f"numbasep.{backend}.separable")
+
+
 def _backend(
     backend: str,
     problem: Any,
@@ -259,12 +277,11 @@ def _backend(
     stream: Any,
 ) -> None:
     if backend == "cpu":
-        from numbasep.cpu.separable import run_direct, run_separable
-
+        kernels = _separable(backend)
         if problem.direct:
-            run_direct(problem, image, out, taps[0])
+            kernels.run_direct(problem, image, out, taps[0])
         else:
-            run_separable(problem, image, out, taps[0], taps[1])
+            kernels.run_separable(problem, image, out, taps[0], taps[1])
         return
     from numbasep.cuda import launch
 

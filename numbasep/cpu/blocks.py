@@ -113,10 +113,29 @@ class Emitter(simd.Emitter):
             super().store(value, address, output)
         self._masked = None
 
+    def store_some(self, value: list[Any], address: Any, n: Any) -> None:
+        """Store the first n elements of the compute dtype, of a whole vector or at least half.
+
+        Twice half a vector, from the front and to the back: what is between is stored twice.
+        """
+        b, half = self.b, self.lanes // 2
+        (v,) = value
+        memory = cgutils.alloca_once(b, v.type)
+        memory.align = half * 2 * self.size
+        b.store(v, memory).align = half * 2 * self.size
+        base = b.ptrtoint(memory, I64)
+        rest = b.mul(b.sub(n, self.const(half)), self.const(self.size))
+        first = self._raw(base, self.part, self.size, half)
+        last = self._raw(b.add(base, rest), self.part, self.size, half)
+        self._put(first, address, self.size)
+        self._put(last, b.add(address, rest), self.size)
+
     def at(self, address: Any, index: int) -> Any:
-        """Return the int64 at a place in a table."""
+        """Return the int64 at a place in a table that nothing changes meanwhile."""
         where = self.b.add(address, self.const(8 * index))
-        return self.b.load(self.b.inttoptr(where, I64.as_pointer()))
+        loaded = self.b.load(self.b.inttoptr(where, I64.as_pointer()))
+        loaded.set_metadata("invariant.load", self.module.add_metadata([]))
+        return loaded
 
     def entry(self, address: Any, index: Any) -> Any:
         """Return the int64 at an index known at run time."""
@@ -159,35 +178,38 @@ def _loop(e: Emitter, last: Any, values: list[Any], body: Callable[..., Any]) ->
     return simd._loop(e, e.const(0), last, values, body)
 
 
-def make_plane(rows: int, vectors: int, *, masked: bool, shared: bool) -> Any:
+WHOLE, SOME, FEW = range(3)
+
+
+def make_plane(rows: int, vectors: int, *, ends: int, shared: bool) -> Any:
     """Make a depthwise filter of ``rows`` x ``vectors`` vectors of a plane.
 
     ``dst[r][x] = sum_ky sum_kx taps[ky][kx] * src[r * ROW_STEP + ky * TAP_STEP + OFFSETS[kx] + x]``
-    from rows of the compute dtype.
+    from rows of the compute dtype. ``apart`` is the bytes between vectors.
+    ends: which of n elements are written: WHOLE, all of the vectors; SOME, at least half of the
+    single vector; FEW, any number.
     shared: a row that several outputs need is loaded once. ``spec`` names kh, kw and the stride of
     output rows in tap steps as 100 kh + 10 kw + stride; 0 stands for any kh >= rows and stride 1.
     """
 
     @intrinsic
     def plane(
-        context: Any, g: Any, src: Any, taps: Any, bias: Any, dst: Any, pitch: Any, n: Any,
-        compute: Any, spec: Any,
+        context: Any, g: Any, src: Any, taps: Any, bias: Any, dst: Any, pitch: Any, apart: Any,
+        n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
         computed, number = simd._name(compute), _number(spec)
-        signature = types.void(*[types.int64] * 7, compute, spec)
+        signature = types.void(*[types.int64] * 8, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-            g, src, taps, bias, dst, pitch, n = args[:7]
+            g, src, taps, bias, dst, pitch, apart, n = args[:8]
             e = Emitter(b, computed, lanes_of(computed))
             wide = e.size
+            shifts = [b.mul(apart, e.const(v)) for v in range(vectors)]
             offsets, tap_step = e.at(g, OFFSETS), e.at(g, TAP_STEP)
             sums = [e.zero() for _ in range(rows * vectors)]
 
             def sources(base: Any) -> list[Any]:
-                return [
-                    e.load(b.add(base, e.const(v * e.lanes * wide)), computed)
-                    for v in range(vectors)
-                ]
+                return [e.load(b.add(base, shift), computed) for shift in shifts]
 
             def weight(index: Any) -> list[Any]:
                 return e.broadcast(b.add(taps, b.mul(index, e.const(wide))))
@@ -254,8 +276,11 @@ def make_plane(rows: int, vectors: int, *, masked: bool, shared: bool) -> Any:
                 row_of = b.add(dst, b.mul(pitch, e.const(r)))
                 for v in range(vectors):
                     value = e.finish(sums[r * vectors + v][0], shift, low, high)
-                    where = b.add(row_of, e.const(v * e.lanes * wide))
-                    e.store(value, where, computed, e.mask(n, v) if masked else None)
+                    where = b.add(row_of, shifts[v])
+                    if ends == SOME:
+                        e.store_some(value, where, n)
+                    else:
+                        e.store(value, where, computed, e.mask(n, v) if ends == FEW else None)
             return ctx.get_dummy_value()
 
         return signature, generate
@@ -263,13 +288,14 @@ def make_plane(rows: int, vectors: int, *, masked: bool, shared: bool) -> Any:
     return plane
 
 
-def make_pixels(pixels: int, vectors: int, *, masked: bool) -> Any:
+def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = False) -> Any:
     """Make a depthwise filter of ``pixels`` neighbouring outputs x ``vectors`` of channels.
 
     ``dst[i][c] = sum_ky sum_kx taps[ky][kx][c] * table[ky * TAP_STEP][x + i * X_STEP + OFFSETS[kx]
     + c]``: rows by a table of addresses, x a byte offset, rows of the compute dtype.
     ``spec`` names kw and the stride as 10 kw + stride, where taps are neighbours, so that a pixel
     is loaded once for all outputs; 0 stands for any.
+    pointed: ``table`` holds the address of each pixel, 8 bytes a pixel, to which x is added.
     """
 
     @intrinsic
@@ -294,19 +320,25 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool) -> Any:
 
             def line(ky: Any, carried: list[Any]) -> Any:
                 entry = b.add(table, b.mul(tap_step, ky))
-                row = b.add(b.load(b.inttoptr(entry, I64.as_pointer())), x)
+                row = entry if pointed else b.add(e.entry(entry, e.const(0)), x)
                 first = b.add(taps, b.mul(tap_pitch, b.mul(ky, kw)))
+
+                def pixel(start: Any, step: Any, count: int) -> Any:
+                    place = b.add(start, b.mul(step, e.const(count)))
+                    return b.add(e.entry(place, e.const(0)), x) if pointed else place
+
                 if number:
                     across, stride = number // 10, number % 10
                     sums = list(carried)
-                    pixel = e.at(offsets, 1) if across > 1 else x_step
+                    step = e.at(offsets, 1) if across > 1 else x_step
+                    places = [pixel(row, step, q) for q in range((pixels - 1) * stride + across)]
                     for v in range(vectors):
                         ws = [
                             vector(b.add(first, b.mul(tap_pitch, e.const(kx))), v)
                             for kx in range(across)
                         ]
-                        for q in range((pixels - 1) * stride + across):
-                            value = vector(b.add(row, b.mul(pixel, e.const(q))), v)
+                        for q, place in enumerate(places):
+                            value = vector(place, v)
                             for i in range(pixels):
                                 kx = q - i * stride
                                 if 0 <= kx < across:
@@ -318,12 +350,12 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool) -> Any:
                     sums = list(carried)
                     here = b.add(first, b.mul(tap_pitch, kx))
                     start = b.add(row, e.entry(offsets, kx))
+                    places = [pixel(start, x_step, i) for i in range(pixels)]
                     for v in range(vectors):
                         w = vector(here, v)
                         for i in range(pixels):
                             k = i * vectors + v
-                            value = vector(b.add(start, b.mul(x_step, e.const(i))), v)
-                            sums[k] = e.fma(w, value, sums[k])
+                            sums[k] = e.fma(w, vector(places[i], v), sums[k])
                     return sums
 
                 return _loop(e, kw, carried, tap)
@@ -336,9 +368,8 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool) -> Any:
                 (shift,) = vector(bias, v)
                 for i in range(pixels):
                     value = e.finish(sums[i * vectors + v][0], shift, low, high)
-                    where = b.add(b.add(dst, b.mul(out_pixel, e.const(i))), e.const(
-                        v * e.lanes * wide
-                    ))  # fmt: skip
+                    shifted = e.const(v * e.lanes * wide)
+                    where = b.add(b.add(dst, b.mul(out_pixel, e.const(i))), shifted)
                     e.store(value, where, computed, masks[v])
             return ctx.get_dummy_value()
 
@@ -402,8 +433,11 @@ def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
     return mix
 
 
-def make_move(vectors: int, *, masked: bool) -> Any:
-    """Make the conversion of neighbours through the compute dtype; ``spec`` names an activation."""
+def make_move(*, masked: bool, padded: bool = False) -> Any:
+    """Make the conversion of neighbours through the compute dtype; ``spec`` names an activation.
+
+    padded: a whole vector is written, zeros after the n elements.
+    """
 
     @intrinsic
     def move(
@@ -416,12 +450,9 @@ def make_move(vectors: int, *, masked: bool) -> Any:
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
             src, dst, n = args[:3]
             e = Emitter(b, computed, lanes_of(computed))
-            for v in range(vectors):
-                mask = e.mask(n, v) if masked else None
-                start = v * e.lanes
-                (x,) = e.load(b.add(src, e.const(start * itemsize(stored))), stored, mask)
-                value = [e.activate(x, number)]
-                e.store(value, b.add(dst, e.const(start * itemsize(out))), out, mask)
+            mask = e.mask(n, 0) if masked else None
+            (x,) = e.load(src, stored, mask)
+            e.store([e.activate(x, number)], dst, out, None if padded else mask)
             return ctx.get_dummy_value()
 
         return signature, generate
@@ -458,6 +489,39 @@ def make_split(*, masked: bool) -> Any:
         return signature, generate
 
     return split
+
+
+@intrinsic
+def transpose(
+    context: Any, src: Any, src_pitch: Any, dst: Any, dst_pitch: Any, compute: Any
+) -> Any:
+    """``dst[j][i] = src[i][j]`` for as many rows and columns as a vector has elements."""
+    computed = simd._name(compute)
+    signature = types.void(*[types.int64] * 4, compute)
+
+    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+        src, src_pitch, dst, dst_pitch = args[:4]
+        e = Emitter(b, computed, lanes_of(computed))
+        half, kind = e.lanes // 2, ir.VectorType(I32, e.lanes)
+        front, back = (
+            ir.Constant(kind, [start + i // 2 + i % 2 * e.lanes for i in range(e.lanes)])
+            for start in (0, half)
+        )
+        rows = [
+            e.load(b.add(src, b.mul(src_pitch, e.const(i))), computed)[0] for i in range(e.lanes)
+        ]
+        # Each round interleaves the rows of the first half with those of the second.
+        for _round in range(half.bit_length()):
+            rows = [
+                b.shuffle_vector(rows[i], rows[i + half], part)
+                for i in range(half)
+                for part in (front, back)
+            ]
+        for j, row in enumerate(rows):
+            e.store([row], b.add(dst, b.mul(dst_pitch, e.const(j))), computed)
+        return ctx.get_dummy_value()
+
+    return signature, generate
 
 
 @intrinsic

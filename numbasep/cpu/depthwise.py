@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
 from numbasep.cpu import atomics, blocks, pool, separable, simd
+from numbasep.cpu.pool import address
 from numbasep.cpu.separable import map_index, move
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import DepthwisePlan
@@ -46,16 +47,28 @@ VERSION = zlib.crc32(
 )
 
 ROWS, VECTORS, PIXELS = 4, 2, 4
-shared_full = blocks.make_plane(ROWS, VECTORS, masked=False, shared=True)
-shared_edge = blocks.make_plane(ROWS, 1, masked=True, shared=True)
-plane_full = blocks.make_plane(1, 4, masked=False, shared=False)
-plane_edge = blocks.make_plane(1, 1, masked=True, shared=False)
-pixels_full = blocks.make_pixels(PIXELS, VECTORS, masked=False)
-pixels_edge = blocks.make_pixels(PIXELS, 1, masked=True)
-pixel_full = blocks.make_pixels(1, 4, masked=False)
-pixel_edge = blocks.make_pixels(1, 1, masked=True)
-move_full = blocks.make_move(1, masked=False)
-move_edge = blocks.make_move(1, masked=True)
+shared2 = blocks.make_plane(ROWS, VECTORS, ends=blocks.WHOLE, shared=True)
+shared1 = blocks.make_plane(ROWS, 1, ends=blocks.WHOLE, shared=True)
+shared_some = blocks.make_plane(ROWS, 1, ends=blocks.SOME, shared=True)
+shared_few = blocks.make_plane(ROWS, 1, ends=blocks.FEW, shared=True)
+plane4 = blocks.make_plane(1, 4, ends=blocks.WHOLE, shared=False)
+plane1 = blocks.make_plane(1, 1, ends=blocks.WHOLE, shared=False)
+plane_few = blocks.make_plane(1, 1, ends=blocks.FEW, shared=False)
+pixels2 = blocks.make_pixels(PIXELS, VECTORS, masked=False)
+pixels1 = blocks.make_pixels(PIXELS, 1, masked=False)
+pixels_few = blocks.make_pixels(PIXELS, 1, masked=True)
+pixel4 = blocks.make_pixels(1, 4, masked=False)
+pixel1 = blocks.make_pixels(1, 1, masked=False)
+pixel_few = blocks.make_pixels(1, 1, masked=True)
+pointed2 = blocks.make_pixels(PIXELS, VECTORS, masked=False, pointed=True)
+pointed1 = blocks.make_pixels(PIXELS, 1, masked=False, pointed=True)
+pointed_few = blocks.make_pixels(PIXELS, 1, masked=True, pointed=True)
+pointed_one4 = blocks.make_pixels(1, 4, masked=False, pointed=True)
+pointed_one1 = blocks.make_pixels(1, 1, masked=False, pointed=True)
+pointed_one_few = blocks.make_pixels(1, 1, masked=True, pointed=True)
+move_full = blocks.make_move(masked=False)
+move_edge = blocks.make_move(masked=True)
+move_padded = blocks.make_move(masked=True, padded=True)
 split_full = blocks.make_split(masked=False)
 split_edge = blocks.make_split(masked=True)
 
@@ -65,9 +78,9 @@ split_edge = blocks.make_split(masked=True)
     C, M, H, W, OH, OW, SIZE, WIDE, NARROW, KH, KW, TERMS, OY, OX, SY, SX, DY, BOUNDARY,
     GROUP, GROUPS, BAND, BANDS, PITCH, PHASE, PADS, PAD_COUNT, ZEROS, PACK, FILTER, FINISH,
     DENSE, COLUMN, DIRECT, LOW, HIGH, EXTENT, LENGTH, ROWS_AT, SUMS_AT, RESULT_AT, TABLE_AT,
-    LINE_AT, PLANAR, SHARED, PACK_PLANE,
-) = range(50)  # fmt: skip
-NUMBERS = 50
+    LINE_AT, PLANAR, SHARED, PACK_PLANE, APART, SPAN, POINTED, POINTS,
+) = range(54)  # fmt: skip
+NUMBERS = 54
 PER_CALL = 5
 
 
@@ -76,34 +89,77 @@ def filter_plane(
     g: int, src: int, taps: int, bias: int, dst: int, pitch: int, rows: int, shared: int,
     compute: Any, spec: Any,
 ) -> None:  # fmt: skip
-    """Filter ``rows`` rows of a plane; the last four again where they are no multiple of four."""
+    """Filter ``rows`` rows of a plane; the last block takes rows and columns again if need be.
+
+    shared: rows this many apart need the same image rows; 0 where none do.
+    """
+    step, apart = atomics.peek(g + 8 * blocks.ROW_STEP), max(shared, 1)
+    for phase in range(min(apart, rows)):
+        filter_rows(
+            g, src + phase * step, taps, bias, dst + phase * pitch, apart * step, apart * pitch,
+            (rows - phase + apart - 1) // apart, shared, compute, spec,
+        )  # fmt: skip
+
+
+@njit(error_model="numpy")
+def filter_rows(
+    g: int, src: int, taps: int, bias: int, dst: int, step: int, pitch: int, rows: int,
+    shared: int, compute: Any, spec: Any,
+) -> None:  # fmt: skip
+    """Filter rows whose sources are ``step`` bytes apart, and whose results are ``pitch``."""
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
-    n, step = atomics.peek(g + 8 * blocks.WIDTH), atomics.peek(g + 8 * blocks.ROW_STEP)
-    y = 0
+    n = atomics.peek(g + 8 * blocks.WIDTH)
+    apart, y = lanes * wide, 0
     if shared and rows >= ROWS:
         while y < rows:
             y = min(y, rows - ROWS)
             s, d, x = src + y * step, dst + y * pitch, 0
-            while x + VECTORS * lanes <= n:
-                at = x * wide
-                shared_full(g, s + at, taps, bias, d + at, pitch, 0, compute, spec)
-                x += VECTORS * lanes
-            while x < n:
-                at = x * wide
-                shared_edge(g, s + at, taps, bias, d + at, pitch, n - x, compute, spec)
-                x += lanes
+            if n >= lanes:
+                while x < n:
+                    left = n - x
+                    if left > lanes:
+                        if left >= VECTORS * lanes:
+                            between = apart
+                        elif n >= VECTORS * lanes:
+                            between, x = apart, n - VECTORS * lanes
+                        else:
+                            between = (n - lanes) * wide
+                        at = x * wide
+                        shared2(g, s + at, taps, bias, d + at, pitch, between, n, compute, spec)
+                        x += VECTORS * lanes
+                    else:
+                        at = (n - lanes) * wide
+                        shared1(g, s + at, taps, bias, d + at, pitch, 0, n, compute, spec)
+                        x = n
+            elif simd.MASKS or n < lanes // 2:
+                shared_few(g, s, taps, bias, d, pitch, 0, n, compute, spec)
+            else:
+                shared_some(g, s, taps, bias, d, pitch, 0, n, compute, spec)
             y += ROWS
     while y < rows:
         s, d, x = src + y * step, dst + y * pitch, 0
         while x + 4 * lanes <= n:
             at = x * wide
-            plane_full(g, s + at, taps, bias, d + at, pitch, 0, compute, spec)
+            plane4(g, s + at, taps, bias, d + at, pitch, apart, n, compute, spec)
             x += 4 * lanes
-        while x < n:
-            at = x * wide
-            plane_edge(g, s + at, taps, bias, d + at, pitch, n - x, compute, spec)
-            x += lanes
+        if n >= lanes:
+            while x < n:
+                x = min(x, n - lanes)
+                at = x * wide
+                plane1(g, s + at, taps, bias, d + at, pitch, 0, n, compute, spec)
+                x += lanes
+        else:
+            plane_few(g, s, taps, bias, d, pitch, 0, n, compute, spec)
         y += 1
+
+
+@njit(error_model="numpy")
+def next_pixels(i: int, count: int) -> int:
+    """Return where the block at i starts: pixels left over are in the last one once more, or alone
+    where they are one."""
+    if i + PIXELS > count and count >= PIXELS and count - i > 1:
+        return count - PIXELS
+    return i
 
 
 @njit(error_model="numpy")
@@ -114,37 +170,78 @@ def filter_pixels(
     """Filter ``count`` neighbouring pixels of n channels."""
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     step, out = atomics.peek(g + 8 * blocks.X_STEP), atomics.peek(g + 8 * blocks.OUT_PIXEL)
-    # Pixels that are left over are in the last block once more, or, if one, alone.
-    last = count - PIXELS if count >= PIXELS and count % PIXELS != 1 else count
     i = 0
     while i < count:
-        if i + PIXELS > count and i > last:
-            i = last
+        i = next_pixels(i, count)
         here, to, c = x + i * step, dst + i * out, 0
         if i + PIXELS <= count:
-            while c < n:
+            while c + VECTORS * lanes <= n:
                 at = c * wide
-                if c + VECTORS * lanes <= n:
-                    pixels_full(
-                        g, table, here + at, taps + at, bias + at, to + at, 0, compute, spec
-                    )
-                    c += VECTORS * lanes
-                else:
-                    pixels_edge(
-                        g, table, here + at, taps + at, bias + at, to + at, n - c, compute, spec
-                    )
+                pixels2(g, table, here + at, taps + at, bias + at, to + at, n, compute, spec)
+                c += VECTORS * lanes
+            if n < lanes:
+                pixels_few(g, table, here, taps, bias, to, n, compute, spec)
+            else:
+                while c < n:
+                    c = min(c, n - lanes)
+                    at = c * wide
+                    pixels1(g, table, here + at, taps + at, bias + at, to + at, n, compute, spec)
                     c += lanes
             i += PIXELS
         else:
-            while c < n:
+            while c + 4 * lanes <= n:
                 at = c * wide
-                if c + 4 * lanes <= n:
-                    pixel_full(g, table, here + at, taps + at, bias + at, to + at, 0, compute, spec)
-                    c += 4 * lanes
-                else:
-                    pixel_edge(
-                        g, table, here + at, taps + at, bias + at, to + at, n - c, compute, spec
-                    )
+                pixel4(g, table, here + at, taps + at, bias + at, to + at, n, compute, spec)
+                c += 4 * lanes
+            if n < lanes:
+                pixel_few(g, table, here, taps, bias, to, n, compute, spec)
+            else:
+                while c < n:
+                    c = min(c, n - lanes)
+                    at = c * wide
+                    pixel1(g, table, here + at, taps + at, bias + at, to + at, n, compute, spec)
+                    c += lanes
+            i += 1
+
+
+@njit(error_model="numpy")
+def filter_pointed(
+    g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
+    compute: Any, spec: Any,
+) -> None:  # fmt: skip
+    """As ``filter_pixels``, from a table of the pixels' addresses."""
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    step, out = atomics.peek(g + 8 * blocks.X_STEP), atomics.peek(g + 8 * blocks.OUT_PIXEL)
+    i = 0
+    while i < count:
+        i = next_pixels(i, count)
+        here, to, c = table + i * step, dst + i * out, 0
+        if i + PIXELS <= count:
+            while c + VECTORS * lanes <= n:
+                at = c * wide
+                pointed2(g, here, x + at, taps + at, bias + at, to + at, n, compute, spec)
+                c += VECTORS * lanes
+            if n < lanes:
+                pointed_few(g, here, x, taps, bias, to, n, compute, spec)
+            else:
+                while c < n:
+                    c = min(c, n - lanes)
+                    at = c * wide
+                    pointed1(g, here, x + at, taps + at, bias + at, to + at, n, compute, spec)
+                    c += lanes
+            i += PIXELS
+        else:
+            while c + 4 * lanes <= n:
+                at = c * wide
+                pointed_one4(g, here, x + at, taps + at, bias + at, to + at, n, compute, spec)
+                c += 4 * lanes
+            if n < lanes:
+                pointed_one_few(g, here, x, taps, bias, to, n, compute, spec)
+            else:
+                while c < n:
+                    c = min(c, n - lanes)
+                    at = c * wide
+                    pointed_one1(g, here, x + at, taps + at, bias + at, to + at, n, compute, spec)
                     c += lanes
             i += 1
 
@@ -164,31 +261,43 @@ def move_row(
 
 
 @njit(error_model="numpy")
-def pack_columns(
-    src: int, dst: int, n: int, stride: int, phase: int, left: int, storage: Any, compute: Any,
-    spec: Any,
+def pack_rows(
+    src: int, dst: int, n: int, rows: int, src_pitch: int, dst_pitch: int, stride: int, phase: int,
+    left: int, storage: Any, compute: Any, spec: Any,
 ) -> None:  # fmt: skip
-    """Convert a row of n to columns ``left`` and on, sorted by their remainder by the stride."""
+    """Convert rows of n to columns ``left`` and on, sorted by their remainder by the stride.
+
+    Zeros may follow, to the end of a vector.
+    """
     lanes, size, wide = blocks.vector_lanes(compute), simd.size_of(storage), simd.size_of(compute)
     if stride == 1:
-        move_row(src, dst + left * wide, n, storage, compute, compute, spec)
+        for j in range(rows):
+            s, d, i = src + j * src_pitch, dst + j * dst_pitch + left * wide, 0
+            while i + lanes <= n:
+                move_full(s + i * size, d + i * wide, 0, storage, compute, compute, spec)
+                i += lanes
+            if i < n:
+                move_padded(s + i * size, d + i * wide, n - i, storage, compute, compute, spec)
         return
     if stride == 2:
-        even = dst + left % 2 * phase + left // 2 * wide
-        odd = dst + (left + 1) % 2 * phase + (left + 1) // 2 * wide
-        i = 0
-        while i + 2 * lanes <= n:
-            at = i // 2 * wide
-            split_full(src + i * size, even + at, odd + at, 0, storage, compute)
-            i += 2 * lanes
-        if i < n:
-            at = i // 2 * wide
-            split_edge(src + i * size, even + at, odd + at, n - i, storage, compute)
+        even = left % 2 * phase + left // 2 * wide
+        odd = (left + 1) % 2 * phase + (left + 1) // 2 * wide
+        for j in range(rows):
+            s, d, i = src + j * src_pitch, dst + j * dst_pitch, 0
+            while i + 2 * lanes <= n:
+                at = d + i // 2 * wide
+                split_full(s + i * size, at + even, at + odd, 0, storage, compute)
+                i += 2 * lanes
+            if i < n:
+                at = d + i // 2 * wide
+                split_edge(s + i * size, at + even, at + odd, n - i, storage, compute)
         return
-    for i in range(n):
-        q = left + i
-        where = dst + q % stride * phase + q // stride * wide
-        move_edge(src + i * size, where, 1, storage, compute, compute, spec)
+    for j in range(rows):
+        s, d = src + j * src_pitch, dst + j * dst_pitch
+        for i in range(n):
+            q = left + i
+            where = d + q % stride * phase + q // stride * wide
+            move_padded(s + i * size, where, 1, storage, compute, compute, spec)
 
 
 @cache
@@ -202,11 +311,9 @@ def plane_packer(storage: str, compute: str, version: int = VERSION) -> Any:
         phase: int, left: int,
     ) -> None:  # fmt: skip
         if version:
-            for j in range(rows):
-                pack_columns(
-                    src + j * src_pitch, dst + j * dst_pitch, n, stride, phase, left, stored,
-                    computed, spec,
-                )  # fmt: skip
+            pack_rows(
+                src, dst, n, rows, src_pitch, dst_pitch, stride, phase, left, stored, computed, spec
+            )
 
     return pack
 
@@ -219,7 +326,7 @@ def packer(storage: str, compute: str, version: int = VERSION) -> Any:
     @numba.cfunc("void(" + ", ".join(["int64"] * 7) + ")", cache=True)
     def pack(src: int, dst: int, n: int, stride: int, phase: int, left: int, unused: int) -> None:
         if version:
-            pack_columns(src, dst, n, stride, phase, left, stored, computed, spec)
+            pack_rows(src, dst, n, 1, 0, 0, stride, phase, left, stored, computed, spec)
 
     return pack
 
@@ -256,6 +363,21 @@ def pixels_of(compute: str, number: int, version: int = VERSION) -> Any:
 
 
 @cache
+def pointed_of(compute: str, number: int, version: int = VERSION) -> Any:
+    """Return ``void (g, table, x, taps, bias, dst, count, n, unused)``."""
+    computed, spec = simd.tag(compute), blocks.number_tag(number)
+
+    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    def pointed(
+        g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int, unused: int
+    ) -> None:
+        if version:
+            filter_pointed(g, table, x, taps, bias, dst, count, n, computed, spec)
+
+    return pointed
+
+
+@cache
 def finisher(compute: str, output: str, activation: int, version: int = VERSION) -> Any:
     """Return ``void (src, dst, n)``: the activation, then the conversion."""
     computed, out, spec = simd.tag(compute), simd.tag(output), blocks.number_tag(activation)
@@ -285,7 +407,14 @@ def pack_band(p: Array, base: int, first: int, rows: int, to: int) -> None:
         slot = to + j * pitch
         m = map_index(first + j, p[H], p[BOUNDARY])
         atomics.call7(
-            p[PACK], base + m * p[W] * p[SIZE], slot, p[W], p[SX], p[PHASE], max(-p[OX], 0), 0
+            p[PACK],
+            base + m * p[W] * p[SIZE],
+            slot,
+            p[W],
+            p[SX],
+            p[PHASE],
+            max(-p[OX], 0),
+            0,
         )
         for k in range(p[PAD_COUNT]):
             where = atomics.peek(p[PADS] + 16 * k)
@@ -362,7 +491,11 @@ def pixel_segment(
     if x0 >= x1:
         return
     wide, kh, terms = p[WIDE], p[KH], p[TERMS]
-    table, packed, sums = scratch + p[TABLE_AT], scratch + p[ROWS_AT], scratch + p[SUMS_AT]
+    table, packed, sums = (
+        scratch + p[TABLE_AT],
+        scratch + p[ROWS_AT],
+        scratch + p[SUMS_AT],
+    )
     needed = (rows - 1) * p[SY] + (kh - 1) * p[DY] + 1
     span = (x1 - 1 - x0) * p[SX] + p[EXTENT]
     pack_pixels(p, base, y0 * p[SY] + p[OY], needed, x0 * p[SX] + p[OX], span, f0, n, packed)
@@ -376,7 +509,18 @@ def pixel_segment(
         entry, to = table + 8 * y * p[SY], dst + y * pitch
         taps, bias = p[TAPS] + f0 * wide, p[BIAS] + f0 * wide
         if terms == 0:
-            atomics.call9(p[FILTER], p[DENSE], entry, 0, taps, bias, to, x1 - x0, n, 0)
+            pixel_row(
+                p,
+                p[FILTER],
+                p[DENSE],
+                entry,
+                p[SX] * p[PHASE],
+                0,
+                f0,
+                n,
+                to,
+                x1 - x0,
+            )
             continue
         for t in range(terms):
             atomics.call9(
@@ -384,8 +528,36 @@ def pixel_segment(
                 sums + t * p[PITCH], span, n, 0,
             )  # fmt: skip
         atomics.call9(
-            p[FILTER], p[DENSE], after, 0, p[ROW_TAPS] + f0 * wide, bias, to, x1 - x0, n, 0
+            p[FILTER],
+            p[DENSE],
+            after,
+            0,
+            p[ROW_TAPS] + f0 * wide,
+            bias,
+            to,
+            x1 - x0,
+            n,
+            0,
         )
+
+
+@njit(error_model="numpy")
+def pixel_row(
+    p: Array, function: int, geometry: int, table: int, step: int, x: int, f0: int, n: int,
+    dst: int, count: int,
+) -> None:  # fmt: skip
+    """``count`` neighbouring outputs: those that share pixels in turn, ``APART`` apart.
+
+    step: to the next output in what ``table`` addresses, or in ``table`` where that is per pixel.
+    """
+    apart, out = p[APART], atomics.peek(geometry + 8 * blocks.OUT_PIXEL) // p[APART]
+    taps, bias = p[TAPS] + f0 * p[WIDE], p[BIAS] + f0 * p[WIDE]
+    for phase in range(min(apart, count)):
+        pointed = function == p[POINTED]
+        atomics.call9(
+            function, geometry, table + phase * step * pointed, x + phase * step * (not pointed),
+            taps, bias, dst + phase * out, (count - phase + apart - 1) // apart, n, 0,
+        )  # fmt: skip
 
 
 @njit(error_model="numpy")
@@ -393,30 +565,42 @@ def pixel_band(
     p: Array, scratch: int, base: int, f0: int, n: int, y0: int, rows: int, dst: int, pitch: int
 ) -> None:
     """Filters f0 to f0 + n on a band of output rows, in the compute dtype; dst is pixel 0."""
-    wide, low, high = p[WIDE], p[LOW], p[HIGH]
-    out = atomics.peek(p[DENSE] + 8 * blocks.OUT_PIXEL)
-    pixel_segment(p, scratch, base, f0, n, y0, rows, 0, low, dst, pitch)
-    pixel_segment(p, scratch, base, f0, n, y0, rows, high, p[OW], dst + high * out, pitch)
-    if low >= high:
+    if p[POINTED] == 0:
+        pixel_segment(p, scratch, base, f0, n, y0, rows, 0, p[OW], dst, pitch)
         return
-    table = scratch + p[TABLE_AT]
+    wide, low, high, span = p[WIDE], p[LOW], p[HIGH], p[SPAN]
+    out = atomics.peek(p[DIRECT] + 8 * blocks.OUT_PIXEL) // p[APART]
+    table, image_pixel = scratch + p[TABLE_AT], p[C] * p[SIZE]
     needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
+    pixels = table + 8 * needed
+    left, right = (low - 1) * p[SX] + p[EXTENT] if low else 0, high * p[SX]
     for j in range(needed):
         m = map_index(y0 * p[SY] + p[OY] + j, p[H], p[BOUNDARY])
-        row = p[ZEROS] if m < 0 else base + m * p[W] * p[C] * p[SIZE]
+        row = p[ZEROS] if m < 0 else base + m * p[W] * image_pixel
         atomics.poke(table + 8 * j, row)
+        for q in range(span):
+            if q < left or q >= right:
+                k = map_index(q + p[OX], p[W], p[BOUNDARY])
+                where = p[ZEROS] if m < 0 or k < 0 else row + k * image_pixel
+                atomics.poke(pixels + 8 * (j * span + q), where)
     x = ((low * p[SX] + p[OX]) * p[C] + f0) * wide
     for y in range(rows):
-        atomics.call9(
-            p[FILTER], p[DIRECT], table + 8 * y * p[SY], x, p[TAPS] + f0 * wide,
-            p[BIAS] + f0 * wide, dst + y * pitch + low * out, high - low, n, 0,
+        entry, to = pixels + 8 * y * p[SY] * span, dst + y * pitch
+        pixel_row(p, p[POINTED], p[POINTS], entry, 8 * p[SX], f0 * wide, f0, n, to, low)
+        pixel_row(
+            p, p[FILTER], p[DIRECT], table + 8 * y * p[SY], p[SX] * image_pixel, x, f0, n,
+            to + low * out, high - low,
+        )  # fmt: skip
+        pixel_row(
+            p, p[POINTED], p[POINTS], entry + 8 * right, 8 * p[SX], f0 * wide, f0, n,
+            to + high * out, p[OW] - high,
         )  # fmt: skip
 
 
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of groups of channels until there are none."""
-    p = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    p = simd.as_pointer(numbers)
     filters = p[C] * p[M]
     size = p[H] * p[W] * p[SIZE]
     while True:
@@ -438,7 +622,17 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
                     plane_band(p, scratch, base, c, y0, rows, out, plane, p[OW] * p[WIDE])
                     continue
                 result, length = scratch + p[RESULT_AT], rows * p[OW]
-                plane_band(p, scratch, base, c, y0, rows, result, length * p[WIDE], p[OW] * p[WIDE])
+                plane_band(
+                    p,
+                    scratch,
+                    base,
+                    c,
+                    y0,
+                    rows,
+                    result,
+                    length * p[WIDE],
+                    p[OW] * p[WIDE],
+                )
                 for m in range(p[M]):
                     atomics.call3(p[FINISH], result + m * length * p[WIDE], out + m * plane, length)
         else:
@@ -468,11 +662,6 @@ def driver(version: int = VERSION) -> Any:
             work(numbers, counter, items, scratch)
 
     return driver
-
-
-def address(array: Array) -> int:
-    result: int = array.__array_interface__["data"][0]
-    return result
 
 
 def bounds_of(compute: str, activation: str) -> Array:
@@ -564,8 +753,10 @@ def _specialised(plan: DepthwisePlan) -> int:
     if plan.rank or kh != kw or kh not in (3, 5, 7) or plan.compute == "float64":
         return 0
     if plan.layout == "NHWC":
-        return 10 * kw + plan.x.stride if plan.x.dilation == 1 and plan.x.stride <= 2 else 0
-    if plan.y.stride == plan.y.dilation:
+        if plan.x.dilation % plan.x.stride == 0:
+            return 10 * kw + 1
+        return 10 * kw + 2 if plan.x.dilation == 1 and plan.x.stride == 2 else 0
+    if plan.y.dilation % plan.y.stride == 0:
         return 100 * kh + 10 * kw + 1
     return 100 * kh + 10 * kw + 2 if plan.y.dilation == 1 and plan.y.stride == 2 else 0
 
@@ -584,7 +775,12 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     group, pitch, filters = tile.group, 0, plan.filters
     pitch, phase = row_bytes(plan, group)
     number = _specialised(plan)
-    shared = planar and plan.rank == 0 and (number or (y.taps >= ROWS and y.stride == y.dilation))
+    axis = y if planar else x
+    # Outputs this many apart need the same image rows (NHWC: pixels).
+    apart = axis.dilation // axis.stride if axis.dilation % axis.stride == 0 and number else 1
+    shared = apart if planar and number else 0
+    if planar and not plan.rank and y.taps >= ROWS and y.dilation % y.stride == 0:
+        shared = y.dilation // y.stride
     finishing = plan.output != plan.compute or plan.activation in ACTIVATED
     if not out_pixel:
         out_pixel = (group if finishing else filters) * wide
@@ -592,8 +788,8 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     taps = np.arange(x.taps) * x.dilation
     places = taps % x.stride * phase + taps // x.stride * wide if planar else taps * phase
     in_place = taps * plan.channels * wide
-    offsets = [np.ascontiguousarray(a, np.int64) for a in (places, np.zeros(1), in_place)]
-    geometry = np.zeros((3, blocks.GEOMETRY), np.int64)
+    offsets = [np.ascontiguousarray(a, np.int64) for a in (places, np.zeros(1), in_place, 8 * taps)]
+    geometry = np.zeros((4, blocks.GEOMETRY), np.int64)
     span = (x.out - 1) * x.stride + x.extent
     terms = plan.rank
     rows_pitch = terms * pitch if terms else y.stride * pitch
@@ -607,17 +803,21 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         geometry[1, :7] = y.stride * pitch, y.dilation * pitch, address(offsets[1]), y.taps, 1, length, address(bounds[1])  # fmt: skip  # noqa: E501
     else:
         length = span
-        geometry[0] = 0, taps_of[0], address(offsets[0]), taps_of[1], x.taps, 0, address(bounds[0]), x.stride * pixel, filters * wide, out_pixel  # fmt: skip  # noqa: E501
+        across = apart * x.stride
+        geometry[0] = 0, taps_of[0], address(offsets[0]), taps_of[1], x.taps, 0, address(bounds[0]), across * pixel, filters * wide, apart * out_pixel  # fmt: skip  # noqa: E501
         geometry[1] = 0, 8 * y.dilation, address(offsets[1]), y.taps, 1, 0, address(bounds[1]), pixel, filters * wide, pixel  # fmt: skip  # noqa: E501
-        geometry[2] = geometry[0]
-        geometry[2, blocks.OFFSETS] = address(offsets[2])
-        geometry[2, blocks.X_STEP] = x.stride * plan.channels * wide
+        geometry[2:] = geometry[0]
+        geometry[2:, blocks.OFFSETS] = address(offsets[2]), address(offsets[3])
+        geometry[2:, blocks.X_STEP] = across * plan.channels * wide, 8 * across
+        geometry[3, blocks.TAP_STEP] = 8 * y.dilation * span
     direct = not planar and plan.storage == plan.compute and plan.multiplier == 1 and not plan.rank
     low = high = x.out
     if direct:
         low = min(max(-(x.origin // x.stride), 0), x.out)
         high = (x.size - x.extent - x.origin) // x.stride + 1
         high = min(max(high, low), x.out)
+        if high - low < 2 * PIXELS:
+            low = high = x.out
     left = max(-x.origin, 0)
     pads = []
     if planar:
@@ -632,17 +832,11 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     zeros = np.zeros(max(x.size * plan.channels if direct else 0, filters, 64), plan.compute)
     bands = -(-y.out // tile.band)
     needed = (tile.band - 1) * y.stride + y.extent
-    edge = span
-    if direct:
-        # Only the edges are packed.
-        edge = max(low, x.out - high)
-        edge = (edge - 1) * x.stride + x.extent if edge else 0
-        pitch = rounded(edge * group * wide) + 64
     sizes = [
-        needed * pitch + 4 * simd.VECTOR,
+        0 if direct else needed * pitch + 4 * simd.VECTOR,
         (tile.band if planar else 1) * max(terms, 1) * pitch + 4 * simd.VECTOR if terms else 0,
         tile.band * x.out * wide * (plan.multiplier if planar else group) if finishing else 0,
-        8 * (needed + terms),
+        8 * (needed * (1 + span * direct) + terms),
         64,
     ]
     starts = np.cumsum([0, *map(rounded, sizes)]).tolist()
@@ -658,9 +852,13 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         finisher(plan.compute, plan.output, ACTIVATED.get(plan.activation, 0)).address
         if finishing
         else 0,
-        *(address(one) for one in geometry), low, high, x.extent, length, *starts[:5], planar,
+        *(address(one) for one in geometry[:3]), low, high, x.extent, length, *starts[:5], planar,
         shared,
         plane_packer(plan.storage, plan.compute).address if planar else 0,
+        apart,
+        span,
+        pointed_of(plan.compute, number).address if direct else 0,
+        address(geometry[3]),
     )  # fmt: skip
     return Prepared(
         numbers,
@@ -669,6 +867,12 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         tile.threads,
         (bounds, offsets, geometry, pad_table, zeros),
     )
+
+
+@lru_cache(maxsize=512)
+def chosen(plan: DepthwisePlan, threads: int) -> Prepared:
+    """Return ``prepare`` of the tile for a plan."""
+    return prepare(plan, choose(plan, threads))
 
 
 def arranged(plan: DepthwisePlan, weight: Any) -> tuple[Array, Array]:
@@ -688,7 +892,7 @@ def run_depthwise(
     tile: Tile | None = None,
 ) -> None:
     """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``."""
-    made = prepare(plan, tile or choose(plan, numba.get_num_threads()))
+    made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
     columns, rows = arranged(plan, weight)
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = [address(a) for a in (image, out, columns, rows, bias)]

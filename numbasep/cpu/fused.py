@@ -22,7 +22,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, blocks, depthwise, pointwise, pool, simd
-from numbasep.cpu.depthwise import ACTIVATED, Prepared, address, finisher
+from numbasep.cpu.depthwise import ACTIVATED, Prepared, finisher
+from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import DepthwisePlan, FusedPlan
 
@@ -37,9 +38,9 @@ NUMBERS = 7
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
-    s = numba.carray(simd.as_pointer(numbers), NUMBERS)
-    p = numba.carray(simd.as_pointer(s[FIRST]), depthwise.NUMBERS)
-    q = numba.carray(simd.as_pointer(s[SECOND]), pointwise.NUMBERS)
+    s = simd.as_pointer(numbers)
+    p = simd.as_pointer(s[FIRST])
+    q = simd.as_pointer(s[SECOND])
     panel, pitch = scratch + s[PANEL], s[PITCH]
     filters, wide = p[depthwise.C] * p[depthwise.M], p[depthwise.WIDE]
     columns, rows_out = p[depthwise.OW], p[depthwise.OH]
@@ -111,8 +112,12 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
     first = plan.depthwise
     wide = np.dtype(first.compute).itemsize
     band = max(1, cpu_tiles.L2_BYTES // (first.filters * first.x.out * wide))
-    share = -(-first.batch * first.y.out // (2 * threads))
-    band = min(band, max(share, 4), first.y.out)
+    total = first.batch * first.y.out
+    share = -(-total // (2 * threads))
+    if first.layout == "NCHW" and share < 3 * depthwise.ROWS:
+        # A plane's bands of few rows cost more than what an uneven end does.
+        share = -(-total // threads)
+    band = min(band, max(share, depthwise.ROWS), first.y.out)
     bands = -(-first.y.out // band)
     return Tile(-(-first.y.out // bands), threads)
 
@@ -156,6 +161,12 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     )
 
 
+@lru_cache(maxsize=512)
+def chosen(plan: FusedPlan, threads: int) -> tuple[Prepared, Prepared, Prepared]:
+    """Return ``prepare`` of the tile for a plan."""
+    return prepare(plan, choose(plan, threads))
+
+
 def _group(plan: DepthwisePlan) -> int:
     in_place = plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
     return plan.filters if in_place else min(4 * blocks.lanes_of(plan.compute), plan.filters)
@@ -172,7 +183,8 @@ def run_fused(
     tile: Tile | None = None,
 ) -> None:
     """Write both convolutions of ``image`` into ``out``; see ``plan.channelwise``."""
-    one, two, both = prepare(plan, tile or choose(plan, numba.get_num_threads()))
+    threads = numba.get_num_threads()
+    one, two, both = chosen(plan, threads) if tile is None else prepare(plan, tile)
     columns, rows = depthwise.arranged(plan.depthwise, depthwise_weight)
     packed = pointwise.packed_weight(plan.pointwise, pointwise_weight, both.threads)
     p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()

@@ -1,7 +1,7 @@
 """Pointwise (1x1) convolution on the CPU: blocks of a matrix product, in the pool's threads.
 
-A thread takes a tile of pixels, and for each 8 rows by 3 vectors of the result runs through all
-channels with the sums in registers, so that channels are always summed in the same order:
+A thread takes a tile of pixels, and for each block of rows by vectors of the result runs through
+all channels with the sums in registers, so that channels are always summed in the same order:
 
     NCHW: rows are output channels (weights as they are), vectors are pixels (packed in L2)
     NHWC: rows are pixels (the image as it is), vectors are output channels (weights packed)
@@ -24,12 +24,13 @@ from numbasep.cpu import atomics, blocks, depthwise, pool, simd
 from numbasep.cpu.depthwise import (
     ACTIVATED,
     Prepared,
-    address,
     bounds_of,
     finisher,
     packer,
     rounded,
 )
+from numbasep.cpu.pool import address
+from numbasep.cpu.separable import move
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import PointwisePlan
 
@@ -37,12 +38,13 @@ Array = NDArray[Any]
 
 VERSION = zlib.crc32(Path(__file__).read_bytes(), depthwise.VERSION)
 
-ROWS, VECTORS = 8, 3
-mix_full = blocks.make_mix(ROWS, 3, masked=False)
-mix_edge3 = blocks.make_mix(ROWS, 3, masked=True)
+# As many sums as registers hold beside a row of the right factor and one weight.
+ROWS, VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)
+mix_full = blocks.make_mix(ROWS, VECTORS, masked=False)
+mix_edge3 = blocks.make_mix(ROWS, VECTORS, masked=True)
 mix_edge2 = blocks.make_mix(ROWS, 2, masked=True)
 mix_edge1 = blocks.make_mix(ROWS, 1, masked=True)
-mix_row = blocks.make_mix(1, 3, masked=True)
+mix_row = blocks.make_mix(1, VECTORS, masked=True)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
 # channels of the right one and between rows of the result; channels; address of the bounds.
@@ -62,7 +64,7 @@ PER_CALL = 4
 def mix_block(
     g: int, a: int, b: int, c: int, bias: int, rows: int, n: int, compute: Any, spec: Any
 ) -> None:
-    """A product of ``rows`` rows and n columns; 8 rows at a time, the last 8 again if need be."""
+    """A product of ``rows`` rows and n columns; the last block of rows takes some again."""
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     a_row, a_step = atomics.peek(g + 8 * A_ROW), atomics.peek(g + 8 * A_STEP)
     b_step, c_row = atomics.peek(g + 8 * B_STEP), atomics.peek(g + 8 * C_ROW)
@@ -83,19 +85,19 @@ def mix_block(
                     left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += 3 * lanes
-            elif more >= 3 * lanes:
+                x += VECTORS * lanes
+            elif more >= VECTORS * lanes:
                 mix_full(
                     left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += 3 * lanes
+                x += VECTORS * lanes
             elif more > 2 * lanes:
                 mix_edge3(
                     left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += 3 * lanes
+                x += VECTORS * lanes
             elif more > lanes:
                 mix_edge2(
                     left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
@@ -172,7 +174,7 @@ def mix_pixels(
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take tiles of pixels, and shares of the output channels, until there are none."""
-    q = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    q = simd.as_pointer(numbers)
     panel = scratch + q[PANEL]
     while True:
         item = atomics.take(taken)
@@ -212,37 +214,45 @@ def driver(version: int = VERSION) -> Any:
 
 
 @njit(error_model="numpy")
-def transpose_work(numbers: int, taken: int, items: int) -> None:
+def transpose_work(numbers: int, taken: int, items: int, compute: Any) -> None:
     """Pack blocks of output channels: for each channel the weights of a block are neighbours."""
-    q = numba.carray(simd.as_pointer(numbers), 6)
-    weight, packed, outputs, channels, block, wide = q[0], q[1], q[2], q[3], q[4], q[5]
+    q = simd.as_pointer(numbers)
+    weight, packed, outputs, channels, block = q[0], q[1], q[2], q[3], q[4]
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    pitch = channels * wide
     while True:
         item = atomics.take(taken)
         if item >= items:
             break
         first = item * block
-        dst = packed + first * channels * wide
-        rows = min(block, outputs - first)
-        for start in range(0, channels, 16):
-            for r in range(rows):
-                row = weight + (first + r) * channels * wide
-                for c in range(start, min(start + 16, channels)):
+        dst = packed + first * pitch
+        rows, r = min(block, outputs - first), 0
+        if channels >= lanes:
+            while r + lanes <= rows:
+                row, c = weight + (first + r) * pitch, 0
+                while c < channels:
+                    c = min(c, channels - lanes)
                     to = dst + (c * block + r) * wide
-                    if wide == 4:
-                        atomics.copy4(row + c * 4, to)
-                    else:
-                        atomics.copy8(row + c * 8, to)
+                    blocks.transpose(row + c * wide, pitch, to, block * wide, compute)
+                    c += lanes
+                r += lanes
+        while r < rows:
+            row = weight + (first + r) * pitch
+            for c in range(channels):
+                move(row + c * wide, dst + (c * block + r) * wide, wide)
+            r += 1
         atomics.take(taken + 8)
 
 
 @cache
-def transposer(version: int = VERSION) -> Any:
+def transposer(compute: str, version: int = VERSION) -> Any:
     """Return the kernel that packs weights for NHWC."""
+    computed = simd.tag(compute)
 
     @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
     def transpose(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
-            transpose_work(numbers, counter, items)
+            transpose_work(numbers, counter, items, computed)
 
     return transpose
 
@@ -257,10 +267,9 @@ def packed_weight(plan: PointwisePlan, weight: Array, threads: int) -> Array:
     if plan.outputs % block:
         packed[-1] = 0
     numbers = np.array(
-        [address(weight), address(packed), plan.outputs, plan.channels, block, weight.itemsize],
-        np.int64,
+        [address(weight), address(packed), plan.outputs, plan.channels, block], np.int64
     )
-    pool.run(transposer().address, numbers, count, 0, threads, (weight, packed))
+    pool.run(transposer(plan.compute).address, numbers, count, 0, threads, (weight, packed))
     return packed
 
 
@@ -339,6 +348,12 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     return Prepared(numbers, items, scratch, tile.threads, (bounds, geometry))
 
 
+@lru_cache(maxsize=512)
+def chosen(plan: PointwisePlan, threads: int) -> Prepared:
+    """Return ``prepare`` of the tile for a plan."""
+    return prepare(plan, choose(plan, threads))
+
+
 def run_pointwise(
     plan: PointwisePlan,
     image: Array,
@@ -348,7 +363,7 @@ def run_pointwise(
     tile: Tile | None = None,
 ) -> None:
     """Write the pointwise convolution of ``image`` into ``out``; see ``plan.channelwise``."""
-    made = prepare(plan, tile or choose(plan, numba.get_num_threads()))
+    made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
     packed = packed_weight(plan, weight, made.threads)
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = [address(a) for a in (image, out, packed, bias)]

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
 from numbasep.cpu import atomics, pool, simd
+from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan.cpu_tiles import CpuTile
 from numbasep.plan.geometry import SpatialPlan
@@ -424,7 +425,7 @@ def driver(version: int = VERSION) -> Any:
 @njit(error_model="numpy")
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
-    p = numba.carray(simd.as_pointer(numbers), NUMBERS)
+    p = simd.as_pointer(numbers)
     table, fills = scratch + p[TABLE], scratch + p[FILLS]
     if not p[PACKED]:
         # What the column pass gives outside the image, for each term.
@@ -492,22 +493,22 @@ def _run(
 ) -> None:
     if out.size == 0:
         return
-    made = _prepared(plan, tile or cpu_tiles.choose(plan, numba.get_num_threads()))
+    made = _chosen(plan, numba.get_num_threads()) if tile is None else _prepared(plan, tile)
     # Rows of the image that lie outside it are read where they are.
     outside = plan.boundary == boundaries.FILL and not made.packed
-    fill = np.full(plan.x.size * plan.channels if outside else 1, plan.fillvalue, image.dtype)
+    fill = _filled(plan.x.size * plan.channels if outside else 1, plan.fillvalue, image.dtype)
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = (
-        _address(image), *image.strides[:2], _address(out), *out.strides[:2],
-        _address(fill), _address(columns), _address(weights),
+        address(image), *image.strides[:2], address(out), *out.strides[:2],
+        address(fill), address(columns), address(weights),
     )  # fmt: skip
     owners = image, out, columns, weights, fill, made
     pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)
 
 
-def _address(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+@lru_cache(maxsize=64)
+def _filled(size: int, value: complex, dtype: np.dtype[Any]) -> Array:
+    return np.full(size, value, dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -520,6 +521,11 @@ class _Prepared:
     threads: int
     packed: bool
     offsets: Array
+
+
+@lru_cache(maxsize=1024)
+def _chosen(plan: SpatialPlan, threads: int) -> _Prepared:
+    return _prepared(plan, cpu_tiles.choose(plan, threads))
 
 
 @lru_cache(maxsize=1024)
@@ -556,7 +562,7 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         converter(plan.storage, plan.compute).address if tile.packed else 0,
         0 if plan.direct else columns_of(plan.compute).address,
         rows_of(plan.compute, plan.output).address,
-        _address(layout.offsets),
+        address(layout.offsets),
         layout.offsets.size,
         layout.pitch,
         layout.phase,

@@ -31,6 +31,9 @@ VECTOR, REGISTERS = (
 # Whether two registers can be permuted by an index known at run time only.
 PERMUTES = VECTOR == 64
 
+# Whether to store some lanes of a register costs no more than to store all (AVX2: many times more).
+MASKS = VECTOR == 64
+
 LINE = 64  # bytes of a cache line
 
 _AXES = {"float16": 2, "bfloat16": 3}
