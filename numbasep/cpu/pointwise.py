@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, depthwise, pool, simd
+from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, simd
 from numbasep.cpu.depthwise import (
     ACTIVATED,
     Prepared,
@@ -116,7 +116,7 @@ def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
     """Return ``void (g, a, b, c, bias, rows, n)``; bias 1 by row, 2 by column."""
     computed, spec = simd.tag(compute), blocks.number_tag(bias)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 7) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
     def mix(g: int, a: int, b: int, c: int, bias: int, rows: int, n: int) -> None:
         if version:
             mix_block(g, a, b, c, bias, rows, n, computed, spec)
@@ -203,7 +203,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
 def driver(version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             work(numbers, counter, items, scratch)
@@ -239,7 +239,7 @@ def transpose_work(numbers: int, taken: int, items: int) -> None:
 def transposer(version: int = VERSION) -> Any:
     """Return the kernel that packs weights for NHWC."""
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def transpose(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             transpose_work(numbers, counter, items)

@@ -21,10 +21,9 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics
+from numbasep.cpu import atomics, compiled
 
 Array = NDArray[Any]
 
@@ -58,7 +57,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-@njit("int64(int64, int64, int64)", nogil=True, cache=True)
+@compiled.njit("int64(int64, int64, int64)")
 def _serve(box: int, scratch: int, size: int) -> int:
     """Do what is posted until nothing came for a while; GROW asks for more scratch memory."""
     atomics.publish(box + 8 * STATE, READY)
@@ -85,13 +84,13 @@ def _serve(box: int, scratch: int, size: int) -> int:
             return 0
 
 
-@njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=True)
+@compiled.njit("void(int64, int64, int64, int64, int64)")
 def _join(function: int, numbers: int, counter: int, items: int, scratch: int) -> None:
     """Take part in a job."""
     atomics.call4(function, numbers, counter, items, scratch)
 
 
-@njit("void(int64, int64, int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
+@compiled.njit("void(int64, int64, int64, int64, int64, int64, int64, int64)")
 def _lead(
     boxes: int, helpers: int, function: int, numbers: int, counter: int, items: int, size: int,
     scratch: int,
