@@ -35,7 +35,18 @@ DTYPES: tuple[Any, ...] = (
     ml_dtypes.bfloat16, ">f4", ">i2", "S2", "O", "M8[s]",
 )  # fmt: skip
 WORDS = (
-    "same", "full", "valid", "sme", "fill", "wrap", "symm", "nearest", "mirror", "cpu", "", "é",
+    "same",
+    "full",
+    "valid",
+    "sme",
+    "fill",
+    "wrap",
+    "symm",
+    "nearest",
+    "mirror",
+    "cpu",
+    "",
+    "é",
 )
 ARGUMENTS = (
     "x", "kernel", "mode", "boundary", "fillvalue", "stride", "dilation", "axes", "dtype", "out",

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -120,6 +121,16 @@ def _lead(
                     atomics.pause()
 
 
+@compiled.njit("void(int64, int64)")
+def _abandon(counter: int, items: int) -> None:
+    """Take all items that are left, and wait for those that others are at."""
+    left = 0
+    while atomics.take(counter) < items:
+        left += 1
+    while atomics.peek(counter + 8) < items - left:
+        atomics.pause()
+
+
 # Of all threads, side by side, so that one address names them.
 MOST_WORKERS = 64
 _boxes = np.zeros((MOST_WORKERS, CACHE_LINE), np.int64)
@@ -139,15 +150,18 @@ class _Worker:
         address = _address(box)
         scratch, memory = _scratch(0)
         while True:
+            # A thread that gets no memory leaves its part to the others.
             if _serve(address, scratch, memory.size - ALIGNMENT) == GROW:
-                scratch, memory = _scratch(int(box[SCRATCH]))
-                _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
+                with suppress(MemoryError):
+                    scratch, memory = _scratch(int(box[SCRATCH]))
+                    _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
                 box[FINISHED] += 1
             else:
                 function, numbers, counter, items, size, owners = self.jobs.get()
                 if counter[0] < items:
-                    scratch, memory = _scratch(size)
-                    _join(function, _address(numbers), _address(counter), items, scratch)
+                    with suppress(MemoryError):
+                        scratch, memory = _scratch(size)
+                        _join(function, _address(numbers), _address(counter), items, scratch)
                 del numbers, counter, owners
 
 
@@ -168,12 +182,21 @@ def _scratch(size: int) -> tuple[int, Array]:
 
 
 def _helpers(count: int) -> list[_Worker]:
-    """Return ``count`` workers, started where they are not there yet."""
+    """Return ``count`` workers, started where they are not there yet; fewer if none can start."""
     if len(_workers) < count:
-        with _lock:
-            while len(_workers) < count:
-                _workers.append(_Worker(len(_workers)))
+        # In a thread that Ctrl-C does not reach: one that was started and is not in the list would
+        # share its mailbox with the next.
+        starter = threading.Thread(target=_start, args=(count,), name="numbasep-start")
+        with suppress(RuntimeError):
+            starter.start()
+            starter.join()
     return _workers[:count]
+
+
+def _start(count: int) -> None:
+    with _lock, suppress(RuntimeError):
+        while len(_workers) < count:
+            _workers.append(_Worker(len(_workers)))
 
 
 def run(
@@ -193,12 +216,17 @@ def run(
     """
     counter = np.zeros(2, np.int64)
     helpers = min(threads, items, MOST_WORKERS + 1) - 1
-    for worker in _helpers(helpers):
-        if worker.box[STATE] == ASLEEP:
-            worker.jobs.put((function, numbers, counter, items, scratch, owners))
-    address, memory = _scratch(scratch)
-    _lead(
-        _address(_boxes), helpers, function, _address(numbers), _address(counter), items, scratch,
-        address,
-    )  # fmt: skip
-    del memory
+    try:
+        for worker in _helpers(helpers):
+            if worker.box[STATE] == ASLEEP:
+                worker.jobs.put((function, numbers, counter, items, scratch, owners))
+        address, memory = _scratch(scratch)
+        _lead(
+            _address(_boxes), helpers, function, _address(numbers), _address(counter), items,
+            scratch, address,
+        )  # fmt: skip
+        del memory
+    except BaseException:
+        # Ctrl-C, no memory: nobody may write to the result once the caller has it back.
+        _abandon(_address(counter), items)
+        raise
