@@ -17,6 +17,9 @@ _Factors = tuple[_Rows, _Rows]
 _GROWTH = 4
 # A lattice basis of more rows takes a second and more, and seldom meets _GROWTH.
 _LARGEST_RANK = 24
+# Rounds of steps between pairs of terms. Kernels whose factors were then small enough took five at
+# most; coefficients near 2**64 that differ in their last bits can take 2**64 steps of one.
+_ROUNDS = 32
 # Taps must be floats without rounding, too.
 _LARGEST_TAP = 2**53
 
@@ -136,13 +139,14 @@ def _dot(a: list[int], b: list[int]) -> int:
 def _reduced(columns: _Rows, rows: _Rows) -> _Factors:
     """Make the terms small: LLL on the rows, then steps between pairs of terms while they help."""
     _lll(columns, rows)
-    improved = True
-    while improved:
+    for _ in range(_ROUNDS):
         improved = False
         for i in range(len(rows)):
             for j in range(len(rows)):
                 if i != j and _improve(columns, rows, i, j):
                     improved = True
+        if not improved:
+            break
     return columns, rows
 
 
