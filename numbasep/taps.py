@@ -50,6 +50,12 @@ class Taps:
     def rank(self) -> int:
         return 0 if self.columns is None else len(self.columns)
 
+    @property
+    def transposed(self) -> Taps:
+        """The taps of the transposed kernel."""
+        dense = None if self.dense is None else self.dense.T
+        return Taps(self.rows, self.columns, dense, self.error)
+
     @cached_property
     def kind(self) -> str:
         """``i`` (exact integers), ``f`` or ``c``."""
@@ -164,6 +170,8 @@ class _Frozen:
 
 def resolve(kernel: object) -> Taps:
     """Return the taps of anything that ``separable_conv2d`` takes as a kernel."""
+    if isinstance(kernel, Taps):
+        return kernel
     if isinstance(kernel, SeparableKernel):
         return _from_separable(kernel)
     if isinstance(kernel, list) and len(kernel) == 2:
