@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, nvtx
+from numbasep import arrays, lazy, nvtx
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
@@ -83,6 +83,12 @@ def depthwise_conv2d(
     values of the exact one, in units of the accumulator (see ``separable_conv2d``); low-rank
     weights: ``gamma(kh + kw + R + 1)``. The bits do not depend on layout or number of threads.
     """
+    if lazy.is_dask(x):
+        return lazy.depthwise_conv2d(
+            x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+            padding_mode=padding_mode, layout=layout, activation=activation, out=out,
+            backend=backend, stream=stream,
+        )  # fmt: skip
     with nvtx.range("numbasep.depthwise_conv2d"):
         call = _Call(x, out, layout, backend, stream)
         taps = _depthwise_weight("weight", weight, call.dtype)
@@ -151,6 +157,11 @@ def pointwise_conv2d(
     Before the activation each element is within ``gamma(C + 1)`` times the same sum of absolute
     values of the exact one. The sum over channels is ascending, whatever layout and threads.
     """
+    if lazy.is_dask(x):
+        return lazy.pointwise_conv2d(
+            x, weight, bias, layout=layout, activation=activation, precision=precision, out=out,
+            backend=backend, stream=stream,
+        )  # fmt: skip
     with nvtx.range("numbasep.pointwise_conv2d"):
         call = _Call(x, out, layout, backend, stream)
         matrix, weights = _pointwise_weight("weight", weight, call.dtype)
@@ -228,6 +239,14 @@ def depthwise_separable_conv2d(
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
     """
+    if lazy.is_dask(x):
+        return lazy.depthwise_separable_conv2d(
+            x, depthwise_weight, pointwise_weight, depthwise_bias=depthwise_bias,
+            depthwise_activation=depthwise_activation, pointwise_bias=pointwise_bias,
+            activation=activation, stride=stride, padding=padding, dilation=dilation,
+            padding_mode=padding_mode, layout=layout, precision=precision, fuse=fuse, out=out,
+            backend=backend, stream=stream,
+        )  # fmt: skip
     with nvtx.range("numbasep.depthwise_separable_conv2d"):
         if fuse is not None and not isinstance(fuse, (bool, np.bool_)):
             raise TypeError(f"fuse: {fuse!r} arrived; pass None, True or False")

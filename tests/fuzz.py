@@ -116,7 +116,6 @@ def refused(error: Exception) -> None:
 
 
 def check_factors(kernel: Any, factors: Any, tol: Any) -> None:
-    total = np.abs(np.asarray(factors.magnitude))
     assert np.isfinite(factors.columns).all()
     assert np.isfinite(factors.rows).all()
     if factors.dtype.kind == "i":
@@ -128,7 +127,8 @@ def check_factors(kernel: Any, factors: Any, tol: Any) -> None:
         return
     wide = np.clongdouble if factors.dtype.kind == "c" else np.longdouble
     sums = np.swapaxes(factors.columns.astype(wide), -1, -2) @ factors.rows.astype(wide)
-    off = np.abs(np.asarray(kernel).astype(wide) - sums).sum((-2, -1))
+    exact = np.asarray(kernel).astype(wide)
+    off, total = np.abs(exact - sums).sum((-2, -1)), np.abs(exact).sum((-2, -1))
     # The longdouble sums are rounded too, by far less than a float64's unit.
     slack = 2.0**-60 * (1 + factors.growth) * total * max(factors.rank, 1) + 2.0**-1040
     assert (off <= factors.errors * total + slack).all(), (off, factors.errors * total)
