@@ -35,6 +35,9 @@ def exact_factors(
     reduced bases of the lattices that they span.
     """
     table: _Rows = [[int(k) for k in row] for row in kernel]
+    size = sum(map(_norm, table))
+    if size >= 2**62:
+        return None
     turned: _Rows = [list(column) for column in zip(*table, strict=True)]
     down, across = _parallel_rows(table), _parallel_rows(turned)
     if len(down[1]) == rank:
@@ -52,9 +55,9 @@ def _checked(
     table: _Rows, factors: _Factors
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     columns, rows = factors
-    size = sum(abs(k) for row in table for k in row)
+    size = sum(map(_norm, table))
     largest = max((abs(t) for taps in columns + rows for t in taps), default=0)
-    if _growth(factors) > _GROWTH * size or largest >= _LARGEST_TAP or size >= 2**62:
+    if _growth(factors) > _GROWTH * size or largest >= _LARGEST_TAP:
         return None
     for r, taps in enumerate(columns):
         decides = next((d for d in (sum(taps), sum(rows[r]), max(taps, key=abs)) if d != 0), 1)
