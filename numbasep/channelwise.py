@@ -436,7 +436,13 @@ def _cast(values: Array, compute: str) -> Array:
 def _adopted(argument: str, value: Any, dtype: str) -> Array:
     """Return weights or a bias whose dtype suits the image's."""
     if isinstance(value, (list, tuple)):
-        value = np.asarray(value, np.float64 if dtype != "int8" else None)
+        try:
+            value = np.asarray(value, np.float64 if dtype != "int8" else None)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{argument}: a {type(value).__name__} arrived that is no array of numbers, or a "
+                "ragged one; pass an array of one shape"
+            ) from None
     array, _ = arrays.adopt(argument, value)
     name = checks.dtype(argument, array.dtype)
     if dtype == "int8":
@@ -454,7 +460,13 @@ def _adopted(argument: str, value: Any, dtype: str) -> Array:
 def _depthwise_weight(argument: str, weight: Any, dtype: str) -> _Taps:
     stack = isinstance(weight, (list, tuple)) and len(weight) > 0
     if stack and all(isinstance(one, SeparableKernel) for one in weight):
-        ranks = max(len(one.columns) for one in weight if one.columns.ndim == 2)
+        sizes = {one.shape[-2:] for one in weight}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{argument}: kernels of shapes {', '.join(map(str, sorted(sizes)))} arrived; pass "
+                "kernels of one size"
+            )
+        ranks = max((len(one.columns) for one in weight if one.columns.ndim == 2), default=0)
         sides = [
             np.stack([_padded(argument, getattr(one, side), ranks) for one in weight])
             for side in ("columns", "rows")

@@ -203,14 +203,21 @@ def _check_padding(*sides: int) -> None:
 
 
 def _axis(
-    name: str, size: int, taps: int, stride: int, dilation: int, before: int, after: int
+    argument: str,
+    name: str,
+    size: int,
+    taps: int,
+    stride: int,
+    dilation: int,
+    before: int,
+    after: int,
 ) -> Axis:
     extent = check_extent(taps, dilation)
     padded = size + before + after
     if padded < extent:
         raise ValueError(
-            f"weight: {taps} taps at dilation {dilation} span {extent} {name} and x has {padded} "
-            "with its padding; pad more, or pass a smaller kernel"
+            f"{argument}: {taps} taps at dilation {dilation} span {extent} {name} and x has "
+            f"{padded} with its padding; pad more, or pass a smaller kernel"
         )
     out = (padded - extent) // stride + 1
     # What no second output or tap uses may be any number; kernels have 64 bits for it.
@@ -256,8 +263,8 @@ def depthwise(
         batch=n,
         channels=c,
         multiplier=filters // c,
-        y=_axis("rows", h, taps[0], step[0], apart[0], top, bottom),
-        x=_axis("columns", w, taps[1], step[1], apart[1], left, right),
+        y=_axis(argument, "rows", h, taps[0], step[0], apart[0], top, bottom),
+        x=_axis(argument, "columns", w, taps[1], step[1], apart[1], left, right),
         boundary=PADDING_MODES[mode],
         layout=name,
         rank=rank,
