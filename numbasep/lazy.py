@@ -38,7 +38,7 @@ Array = NDArray[Any]
 
 def is_dask(x: object) -> bool:
     """Return whether an array is dask's, without importing it."""
-    return type(x).__module__.startswith("dask.array")
+    return not isinstance(x, np.ndarray) and type(x).__module__.startswith("dask.array")
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,8 @@ class Taps:
         assert self.rows is not None
         columns = [sum(abs(int(tap)) for tap in taps) for taps in self.columns]
         rows = [sum(abs(int(tap)) for tap in taps) for taps in self.rows]
-        return max(
-            sum(c * r for c, r in zip(columns, rows, strict=True)), max(columns, default=0), 1
-        )
+        # The same for the transposed kernel: either pass may be the first.
+        return max(sum(c * r for c, r in zip(columns, rows, strict=True)), *columns, *rows, 1)
 
     @cached_property
     def _prepared(self) -> dict[tuple[str, bool], tuple[Array, ...]]:

@@ -280,7 +280,7 @@ def test_two_worker_processes_one_of_them_killed() -> None:
     x = rng.integers(0, 200, (240, 250)).astype(np.uint8)
     k = np.arange(1, 26), np.array([1, 5, 1])
     expected = numbasep.separable_conv2d(x, k, boundary="wrap")
-    lazy = numbasep.separable_conv2d(da.from_array(x, chunks=20), k, boundary="wrap")
+    lazy = numbasep.separable_conv2d(da.from_array(x, chunks=40), k, boundary="wrap")
 
     def announced(block: Array) -> Array:
         distributed.Event("a chunk is done").set()
