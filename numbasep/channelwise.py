@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, devices, nvtx
+from numbasep import arrays, devices, lazy, nvtx
 from numbasep.calls import DeviceCall, HostCall, run
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as planner
@@ -81,6 +81,12 @@ def depthwise_conv2d(
     values of the exact one, in units of the accumulator (see ``separable_conv2d``); low-rank
     weights: ``gamma(kh + kw + R + 1)``. The bits do not depend on layout or number of threads.
     """
+    if lazy.is_dask(x):
+        return lazy.depthwise_conv2d(
+            x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+            padding_mode=padding_mode, layout=layout, activation=activation, out=out,
+            backend=backend, stream=stream,
+        )  # fmt: skip
     options = stride, padding, dilation, padding_mode, activation
     with nvtx.range("numbasep.depthwise_conv2d"):
         return run(_depthwise, x, (weight, bias), options, layout, out, backend, stream)
@@ -162,6 +168,11 @@ def pointwise_conv2d(
     Before the activation each element is within ``gamma(C + 1)`` times the same sum of absolute
     values of the exact one. The sum over channels is ascending, whatever layout and threads.
     """
+    if lazy.is_dask(x):
+        return lazy.pointwise_conv2d(
+            x, weight, bias, layout=layout, activation=activation, precision=precision, out=out,
+            backend=backend, stream=stream,
+        )  # fmt: skip
     with nvtx.range("numbasep.pointwise_conv2d"):
         options = activation, precision
         return run(_pointwise, x, (weight, bias), options, layout, out, backend, stream)
@@ -248,6 +259,14 @@ def depthwise_separable_conv2d(
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
     """
+    if lazy.is_dask(x):
+        return lazy.depthwise_separable_conv2d(
+            x, depthwise_weight, pointwise_weight, depthwise_bias=depthwise_bias,
+            depthwise_activation=depthwise_activation, pointwise_bias=pointwise_bias,
+            activation=activation, stride=stride, padding=padding, dilation=dilation,
+            padding_mode=padding_mode, layout=layout, precision=precision, fuse=fuse, out=out,
+            backend=backend, stream=stream,
+        )  # fmt: skip
     with nvtx.range("numbasep.depthwise_separable_conv2d"):
         return run(
             _separable,
@@ -423,7 +442,13 @@ def _cast(values: Array, compute: str) -> Array:
 def _adopted(argument: str, value: Any, dtype: str) -> Array:
     """Return weights or a bias whose dtype suits the image's."""
     if isinstance(value, (list, tuple)):
-        value = np.asarray(value, np.float64 if dtype != "int8" else None)
+        try:
+            value = np.asarray(value, np.float64 if dtype != "int8" else None)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{argument}: a {type(value).__name__} arrived that is no array of numbers, or a "
+                "ragged one; pass an array of one shape"
+            ) from None
     devices.refuse(argument, value, "; pass it as a host array, which is kept on the device")
     array, _ = arrays.adopt(argument, value)
     name = checks.dtype(argument, array.dtype)
@@ -442,7 +467,13 @@ def _adopted(argument: str, value: Any, dtype: str) -> Array:
 def _depthwise_weight(argument: str, weight: Any, dtype: str) -> _Taps:
     stack = isinstance(weight, (list, tuple)) and len(weight) > 0
     if stack and all(isinstance(one, SeparableKernel) for one in weight):
-        ranks = max(len(one.columns) for one in weight if one.columns.ndim == 2)
+        sizes = {one.shape[-2:] for one in weight}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{argument}: kernels of shapes {', '.join(map(str, sorted(sizes)))} arrived; pass "
+                "kernels of one size"
+            )
+        ranks = max((len(one.columns) for one in weight if one.columns.ndim == 2), default=0)
         sides = [
             np.stack([_padded(argument, getattr(one, side), ranks) for one in weight])
             for side in ("columns", "rows")

@@ -90,10 +90,11 @@ def explain(op: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Expla
     --------
     No peer has it; the nearest is reading a profile afterwards.
     """
-    if op not in EXPLAINED:
-        names = ", ".join(f"numbasep.{known.__name__}" for known in EXPLAINED)
+    known = [function for function in EXPLAINED if function is op]
+    if not known:
+        names = ", ".join(f"numbasep.{function.__name__}" for function in EXPLAINED)
         raise ValueError(f"op: {op!r} cannot be explained; pass one of {names}")
-    return EXPLAINED[op](_described(x), *args, **options)
+    return EXPLAINED[known[0]](_described(x), *args, **options)
 
 
 def _described(x: Any) -> Any:

@@ -272,7 +272,7 @@ def factorise(
             f"taps that are already 1-D go to SeparableKernel.from_taps"
         )
     if array.size == 0:
-        raise ValueError(f"kernel has no elements, got shape {array.shape}")
+        raise ValueError(f"kernel has no elements, got shape {array.shape}; give at least one")
     *batch, kh, kw = array.shape
     rank, tol = _asked(rank, tol, min(kh, kw))
 
@@ -339,7 +339,12 @@ def _numbers(values: npt.ArrayLike, name: str) -> Array:
     """Return finite numbers of a supported dtype as an array, or say what is wrong with them."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; fill it first: {name}.filled(0)")
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(
+            f"{name} is a ragged {type(values).__name__}; give rows of one length"
+        ) from None
     if array.dtype.kind == "b":
         raise TypeError(f"{name} has dtype bool; say what it counts as: {name}.astype(int)")
     if array.dtype.kind not in "iufc" and array.dtype.name != "bfloat16":
@@ -367,10 +372,10 @@ def _asked(rank: int | None, tol: float | None, most: int) -> tuple[int | None, 
         if not 0 <= rank <= most:
             raise ValueError(f"rank must be in [0, min(kh, kw)] = [0, {most}], got {rank}")
     if tol is not None:
-        try:
-            tol = float(tol)
-        except (TypeError, ValueError):
-            raise TypeError(f"tol must be a real number, got {tol!r}") from None
+        value = checks.scalar("tol", tol)
+        if isinstance(value, complex):
+            raise TypeError(f"tol must be a real number, got {tol!r}")
+        tol = float(value)
         if not 0 <= tol < math.inf:
             raise ValueError(f"tol must be a finite number >= 0, got {tol!r}")
     return rank, tol

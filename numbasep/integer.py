@@ -17,6 +17,9 @@ _Factors = tuple[_Rows, _Rows]
 _GROWTH = 4
 # A lattice basis of more rows takes a second and more, and seldom meets _GROWTH.
 _LARGEST_RANK = 24
+# Rounds of steps between pairs of terms. Kernels whose factors were then small enough took five at
+# most; coefficients near 2**64 that differ in their last bits can take 2**64 steps of one.
+_ROUNDS = 32
 # Taps must be floats without rounding, too.
 _LARGEST_TAP = 2**53
 
@@ -32,6 +35,9 @@ def exact_factors(
     reduced bases of the lattices that they span.
     """
     table: _Rows = [[int(k) for k in row] for row in kernel]
+    size = sum(map(_norm, table))
+    if size >= 2**62:
+        return None
     turned: _Rows = [list(column) for column in zip(*table, strict=True)]
     down, across = _parallel_rows(table), _parallel_rows(turned)
     if len(down[1]) == rank:
@@ -49,9 +55,9 @@ def _checked(
     table: _Rows, factors: _Factors
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
     columns, rows = factors
-    size = sum(abs(k) for row in table for k in row)
+    size = sum(map(_norm, table))
     largest = max((abs(t) for taps in columns + rows for t in taps), default=0)
-    if _growth(factors) > _GROWTH * size or largest >= _LARGEST_TAP or size >= 2**62:
+    if _growth(factors) > _GROWTH * size or largest >= _LARGEST_TAP:
         return None
     for r, taps in enumerate(columns):
         decides = next((d for d in (sum(taps), sum(rows[r]), max(taps, key=abs)) if d != 0), 1)
@@ -136,13 +142,14 @@ def _dot(a: list[int], b: list[int]) -> int:
 def _reduced(columns: _Rows, rows: _Rows) -> _Factors:
     """Make the terms small: LLL on the rows, then steps between pairs of terms while they help."""
     _lll(columns, rows)
-    improved = True
-    while improved:
+    for _ in range(_ROUNDS):
         improved = False
         for i in range(len(rows)):
             for j in range(len(rows)):
                 if i != j and _improve(columns, rows, i, j):
                     improved = True
+        if not improved:
+            break
     return columns, rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, devices, views
+from numbasep import arrays, devices, lazy, views
 from numbasep.boundary import NAMES as BOUNDARIES
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
@@ -105,6 +105,11 @@ def separable_conv2d(
     and ``s`` the convolution of ``|x|`` with ``sum_r |column_r| |row_r|``, plus one rounding to
     the result's dtype (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
+    if lazy.is_dask(x):
+        return lazy.separable_conv2d(
+            x, kernel, mode=mode, boundary=boundary, fillvalue=fillvalue, stride=stride,
+            dilation=dilation, axes=axes, dtype=dtype, out=out, backend=backend, stream=stream,
+        )  # fmt: skip
     device = devices.kind_of(x)
     if device is not None:
         options = mode, boundary, fillvalue, stride, dilation, axes, dtype

@@ -52,6 +52,12 @@ class Taps:
     def rank(self) -> int:
         return 0 if self.columns is None else len(self.columns)
 
+    @property
+    def transposed(self) -> Taps:
+        """The taps of the transposed kernel."""
+        dense = None if self.dense is None else self.dense.T
+        return Taps(self.rows, self.columns, dense, self.error)
+
     @cached_property
     def kind(self) -> str:
         """``i`` (exact integers), ``f`` or ``c``."""
@@ -74,9 +80,8 @@ class Taps:
         assert self.rows is not None
         columns = [sum(abs(int(tap)) for tap in taps) for taps in self.columns]
         rows = [sum(abs(int(tap)) for tap in taps) for taps in self.rows]
-        return max(
-            sum(c * r for c, r in zip(columns, rows, strict=True)), max(columns, default=0), 1
-        )
+        # The same for the transposed kernel: either pass may be the first.
+        return max(sum(c * r for c, r in zip(columns, rows, strict=True)), *columns, *rows, 1)
 
     @cached_property
     def _prepared(self) -> dict[tuple[str, bool], tuple[Array, ...]]:
@@ -185,6 +190,8 @@ def key(kernel: object) -> Hashable:
 
 def resolve(kernel: object) -> Taps:
     """Return the taps of anything that ``separable_conv2d`` takes as a kernel."""
+    if isinstance(kernel, Taps):
+        return kernel
     if isinstance(kernel, SeparableKernel):
         return _from_separable(kernel)
     if isinstance(kernel, list) and len(kernel) == 2:

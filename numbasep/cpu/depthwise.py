@@ -29,7 +29,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, blocks, pool, separable, simd
+from numbasep.cpu import atomics, blocks, compiled, pool, separable, simd
 from numbasep.cpu.pool import address
 from numbasep.cpu.separable import map_index, move
 from numbasep.plan import cpu_tiles
@@ -305,7 +305,7 @@ def plane_packer(storage: str, compute: str, version: int = VERSION) -> Any:
     """Return ``void (src, dst, n, rows, src_pitch, dst_pitch, stride, phase, left)``."""
     stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
     def pack(
         src: int, dst: int, n: int, rows: int, src_pitch: int, dst_pitch: int, stride: int,
         phase: int, left: int,
@@ -323,7 +323,7 @@ def packer(storage: str, compute: str, version: int = VERSION) -> Any:
     """Return ``void (src, dst, n, stride, phase, left, unused)``."""
     stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 7) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
     def pack(src: int, dst: int, n: int, stride: int, phase: int, left: int, unused: int) -> None:
         if version:
             pack_rows(src, dst, n, 1, 0, 0, stride, phase, left, stored, computed, spec)
@@ -336,7 +336,7 @@ def planes_of(compute: str, number: int, version: int = VERSION) -> Any:
     """Return ``void (g, src, taps, bias, dst, pitch, rows, shared, unused)``."""
     computed, spec = simd.tag(compute), blocks.number_tag(number)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
     def planes(
         g: int, src: int, taps: int, bias: int, dst: int, pitch: int, rows: int, shared: int,
         unused: int,
@@ -352,7 +352,7 @@ def pixels_of(compute: str, number: int, version: int = VERSION) -> Any:
     """Return ``void (g, table, x, taps, bias, dst, count, n, unused)``."""
     computed, spec = simd.tag(compute), blocks.number_tag(number)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
     def pixels(
         g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int, unused: int
     ) -> None:
@@ -367,7 +367,7 @@ def pointed_of(compute: str, number: int, version: int = VERSION) -> Any:
     """Return ``void (g, table, x, taps, bias, dst, count, n, unused)``."""
     computed, spec = simd.tag(compute), blocks.number_tag(number)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
     def pointed(
         g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int, unused: int
     ) -> None:
@@ -382,7 +382,7 @@ def finisher(compute: str, output: str, activation: int, version: int = VERSION)
     """Return ``void (src, dst, n)``: the activation, then the conversion."""
     computed, out, spec = simd.tag(compute), simd.tag(output), blocks.number_tag(activation)
 
-    @numba.cfunc("void(int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64)")
     def finish(src: int, dst: int, n: int) -> None:
         if version:
             move_row(src, dst, n, computed, computed, out, spec)
@@ -656,7 +656,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
 def driver(version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             work(numbers, counter, items, scratch)

@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, depthwise, pointwise, pool, simd
+from numbasep.cpu import atomics, blocks, compiled, depthwise, pointwise, pool, simd
 from numbasep.cpu.depthwise import ACTIVATED, Prepared, finisher
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
@@ -90,7 +90,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
 def driver(version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             work(numbers, counter, items, scratch)

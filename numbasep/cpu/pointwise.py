@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, depthwise, pool, simd
+from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, simd
 from numbasep.cpu.depthwise import (
     ACTIVATED,
     Prepared,
@@ -118,7 +118,7 @@ def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
     """Return ``void (g, a, b, c, bias, rows, n)``; bias 1 by row, 2 by column."""
     computed, spec = simd.tag(compute), blocks.number_tag(bias)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 7) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
     def mix(g: int, a: int, b: int, c: int, bias: int, rows: int, n: int) -> None:
         if version:
             mix_block(g, a, b, c, bias, rows, n, computed, spec)
@@ -205,7 +205,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
 def driver(version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             work(numbers, counter, items, scratch)
@@ -249,7 +249,7 @@ def transposer(compute: str, version: int = VERSION) -> Any:
     """Return the kernel that packs weights for NHWC."""
     computed = simd.tag(compute)
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def transpose(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             transpose_work(numbers, counter, items, computed)

@@ -18,14 +18,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics
+from numbasep.cpu import atomics, compiled
 
 Array = NDArray[Any]
 
@@ -59,7 +59,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-@njit("int64(int64, int64, int64)", nogil=True, cache=True)
+@compiled.njit("int64(int64, int64, int64)")
 def _serve(box: int, scratch: int, size: int) -> int:
     """Do what is posted until nothing came for a while; GROW asks for more scratch memory."""
     atomics.publish(box + 8 * STATE, READY)
@@ -86,13 +86,13 @@ def _serve(box: int, scratch: int, size: int) -> int:
             return 0
 
 
-@njit("void(int64, int64, int64, int64, int64)", nogil=True, cache=True)
+@compiled.njit("void(int64, int64, int64, int64, int64)")
 def _join(function: int, numbers: int, counter: int, items: int, scratch: int) -> None:
     """Take part in a job."""
     atomics.call4(function, numbers, counter, items, scratch)
 
 
-@njit("void(int64, int64, int64, int64, int64, int64, int64, int64)", nogil=True, cache=True)
+@compiled.njit("void(int64, int64, int64, int64, int64, int64, int64, int64)")
 def _lead(
     boxes: int, helpers: int, function: int, numbers: int, counter: int, items: int, size: int,
     scratch: int,
@@ -131,6 +131,16 @@ def address(array: Array) -> int:
     return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
 
 
+@compiled.njit("void(int64, int64)")
+def _abandon(counter: int, items: int) -> None:
+    """Take all items that are left, and wait for those that others are at."""
+    left = 0
+    while atomics.take(counter) < items:
+        left += 1
+    while atomics.peek(counter + 8) < items - left:
+        atomics.pause()
+
+
 # Of all threads, side by side, so that one address names them.
 MOST_WORKERS = 64
 _boxes = np.zeros((MOST_WORKERS, CACHE_LINE), np.int64)
@@ -151,15 +161,18 @@ class _Worker:
         where = address(box)
         scratch, memory = _scratch(0)
         while True:
+            # A thread that gets no memory leaves its part to the others.
             if _serve(where, scratch, memory.size - ALIGNMENT) == GROW:
-                scratch, memory = _scratch(int(box[SCRATCH]))
-                _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
+                with suppress(MemoryError):
+                    scratch, memory = _scratch(int(box[SCRATCH]))
+                    _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
                 box[FINISHED] += 1
             else:
                 function, numbers, counter, items, size, owners = self.jobs.get()
                 if counter[0] < items:
-                    scratch, memory = _scratch(size)
-                    _join(function, address(numbers), address(counter), items, scratch)
+                    with suppress(MemoryError):
+                        scratch, memory = _scratch(size)
+                        _join(function, address(numbers), address(counter), items, scratch)
                 del numbers, counter, owners
 
 
@@ -175,12 +188,21 @@ def _scratch(size: int) -> tuple[int, Array]:
 
 
 def _helpers(count: int) -> list[_Worker]:
-    """Return ``count`` workers, started where they are not there yet."""
+    """Return ``count`` workers, started where they are not there yet; fewer if none can start."""
     if len(_workers) < count:
-        with _lock:
-            while len(_workers) < count:
-                _workers.append(_Worker(len(_workers)))
+        # In a thread that Ctrl-C does not reach: one that was started and is not in the list would
+        # share its mailbox with the next.
+        starter = threading.Thread(target=_start, args=(count,), name="numbasep-start")
+        with suppress(RuntimeError):
+            starter.start()
+            starter.join()
     return _workers[:count]
+
+
+def _start(count: int) -> None:
+    with _lock, suppress(RuntimeError):
+        while len(_workers) < count:
+            _workers.append(_Worker(len(_workers)))
 
 
 def run(
@@ -200,9 +222,16 @@ def run(
     """
     counter = np.zeros(2, np.int64)
     helpers = min(threads, items, MOST_WORKERS + 1) - 1
-    for worker in _helpers(helpers):
-        if worker.box[STATE] == ASLEEP:
-            worker.jobs.put((function, numbers, counter, items, scratch, owners))
-    aligned, memory = _scratch(scratch)
-    _lead(_BOXES, helpers, function, address(numbers), address(counter), items, scratch, aligned)
-    del memory
+    try:
+        for worker in _helpers(helpers):
+            if worker.box[STATE] == ASLEEP:
+                worker.jobs.put((function, numbers, counter, items, scratch, owners))
+        aligned, memory = _scratch(scratch)
+        _lead(
+            _BOXES, helpers, function, address(numbers), address(counter), items, scratch, aligned
+        )
+        del memory
+    except BaseException:
+        # Ctrl-C, no memory: nobody may write to the result once the caller has it back.
+        _abandon(address(counter), items)
+        raise

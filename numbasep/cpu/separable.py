@@ -36,7 +36,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, pool, simd
+from numbasep.cpu import atomics, compiled, pool, simd
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan.cpu_tiles import CpuTile
@@ -181,7 +181,7 @@ def converter(storage: str, compute: str, version: int = VERSION) -> Any:
     """Return ``void (src, dst, n, ahead)``."""
     stored, computed = simd.tag(storage), simd.tag(compute)
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def converter(src: int, dst: int, n: int, ahead: int) -> None:
         if version:
             convert_row(src, dst, n, ahead, stored, computed)
@@ -194,7 +194,7 @@ def columns_of(compute: str, version: int = VERSION) -> Any:
     """Return ``void (table, step, x, taps, kh, dst, pitch, n, rows)``."""
     computed = simd.tag(compute)
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 9) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
     def columns(
         table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int
     ) -> None:
@@ -210,7 +210,7 @@ def rows_of(compute: str, output: str, version: int = VERSION) -> Any:
     computed, out = simd.tag(compute), simd.tag(output)
     permutes = True if simd.PERMUTES and compute in ("float32", "float64") else None
 
-    @numba.cfunc("void(" + ", ".join(["int64"] * 7) + ")", cache=True)
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
     def rows(src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int) -> None:
         if version:
             result_row(src, offsets, weights, count, run, dst, n, computed, out, permutes)
@@ -414,7 +414,7 @@ def unpacked_strip(p: Array, scratch: int, out: int, rows: int, x0: int, x1: int
 def driver(version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
-    @numba.cfunc("void(int64, int64, int64, int64)", cache=True)
+    @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
             work(numbers, counter, items, scratch)

@@ -41,7 +41,7 @@ from functools import lru_cache
 
 from numbasep import boundary as boundaries
 from numbasep.plan import checks, cuda_fused
-from numbasep.plan.geometry import Axis
+from numbasep.plan.geometry import FARTHEST, Axis, check_extent
 
 # relu: max(x, 0). relu6: min(max(x, 0), 6). silu: x / (1 + exp(-x)). hardswish: x relu6(x + 3) / 6.
 # gelu: x (1 + erf(x / sqrt 2)) / 2.
@@ -187,6 +187,7 @@ def sides(
         return result[0], result[1], result[2], result[3]
     if isinstance(padding, (tuple, list)) and len(padding) == 4:
         top, bottom, left, right = (checks.integer("padding", side, 0) for side in padding)
+        _check_padding(top, bottom, left, right)
         return top, bottom, left, right
     if isinstance(padding, (tuple, list)) and len(padding) != 2:
         raise ValueError(
@@ -194,20 +195,35 @@ def sides(
             "bottom, left, right), 'same' or 'valid'"
         )
     vertical, horizontal = checks.pair("padding", padding, 0)
+    _check_padding(vertical, horizontal)
     return vertical, vertical, horizontal, horizontal
 
 
+def _check_padding(*sides: int) -> None:
+    if max(sides) > FARTHEST:
+        raise ValueError(f"padding: got {max(sides)}; pass at most {FARTHEST}")
+
+
 def _axis(
-    name: str, size: int, taps: int, stride: int, dilation: int, before: int, after: int
+    argument: str,
+    name: str,
+    size: int,
+    taps: int,
+    stride: int,
+    dilation: int,
+    before: int,
+    after: int,
 ) -> Axis:
-    extent = (taps - 1) * dilation + 1
+    extent = check_extent(taps, dilation)
     padded = size + before + after
     if padded < extent:
         raise ValueError(
-            f"weight: {taps} taps at dilation {dilation} span {extent} {name} and x has {padded} "
-            "with its padding; pad more, or pass a smaller kernel"
+            f"{argument}: {taps} taps at dilation {dilation} span {extent} {name} and x has "
+            f"{padded} with its padding; pad more, or pass a smaller kernel"
         )
-    return Axis(size, (padded - extent) // stride + 1, taps, stride, dilation, -before)
+    out = (padded - extent) // stride + 1
+    # What no second output or tap uses may be any number; kernels have 64 bits for it.
+    return Axis(size, out, taps, stride if out > 1 else 1, dilation if taps > 1 else 1, -before)
 
 
 def depthwise(
@@ -249,8 +265,8 @@ def depthwise(
         batch=n,
         channels=c,
         multiplier=filters // c,
-        y=_axis("rows", h, taps[0], step[0], apart[0], top, bottom),
-        x=_axis("columns", w, taps[1], step[1], apart[1], left, right),
+        y=_axis(argument, "rows", h, taps[0], step[0], apart[0], top, bottom),
+        x=_axis(argument, "columns", w, taps[1], step[1], apart[1], left, right),
         boundary=PADDING_MODES[mode],
         layout=name,
         rank=rank,

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Image elements that a kernel or a padding may span: the kernels keep a table of so many positions.
+FARTHEST = 2**26
+
+
+def check_extent(taps: int, dilation: int) -> int:
+    """Return the image elements from the first to the last tap."""
+    extent = (taps - 1) * dilation + 1
+    if extent > FARTHEST:
+        raise ValueError(
+            f"dilation: {taps} taps at dilation {dilation} span {extent} elements; pass one at "
+            f"which they span at most {FARTHEST}"
+        )
+    return extent
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:

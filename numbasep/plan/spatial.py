@@ -10,7 +10,7 @@ import numpy as np
 
 from numbasep import boundary as boundaries
 from numbasep.plan import checks
-from numbasep.plan.geometry import Axis, SpatialPlan
+from numbasep.plan.geometry import Axis, SpatialPlan, check_extent
 from numbasep.plan.layout import Layout, contiguous, find, holds
 
 MODES = ("full", "valid", "same")
@@ -84,7 +84,16 @@ def axis(mode: str, size: int, taps: int, stride: int, dilation: int) -> Axis:
         first, samples = (extent - 1) // 2, size
     else:
         first, samples = min(size, extent) - 1, abs(size - extent) + 1
-    return Axis(size, -(-samples // stride), taps, stride, dilation, first - (extent - 1))
+    out = -(-samples // stride)
+    # What no second output or tap uses may be any number; kernels have 64 bits for it.
+    return Axis(
+        size,
+        out,
+        taps,
+        stride if out > 1 else 1,
+        dilation if taps > 1 else 1,
+        first - (extent - 1),
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -101,7 +110,7 @@ def plan(
 ) -> Spatial:
     """Plan a call. Arguments have their types; here they are checked against one another."""
     vertical, horizontal = axes
-    extents = [(k - 1) * d + 1 for k, d in zip(taps.shape, dilation, strict=True)]
+    extents = [check_extent(k, d) for k, d in zip(taps.shape, dilation, strict=True)]
     sizes = [image.shape[vertical], image.shape[horizontal]]
     if mode != "same" and 0 in sizes:
         raise ValueError(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numba
 import numpy as np
+import pytest
 
+from numbasep.cpu import atomics, pool
 from numbasep.cpu.separable import run_separable
 from numbasep.plan.cpu_tiles import CpuTile
 from numbasep.plan.geometry import Axis, SpatialPlan
@@ -34,6 +39,97 @@ def test_eight_callers_at_once_get_what_each_gets_alone() -> None:
     alone = [filtered(image, 1) for image in inputs[:8]] * 25
     with ThreadPoolExecutor(8) as callers:
         assert list(callers.map(lambda image: filtered(image, 3), inputs)) == alone
+
+
+@numba.cfunc("void(int64, int64, int64, int64)")
+def slow_work(numbers: int, counter: int, items: int, scratch: int) -> None:
+    """Some 100 us an item, then a mark."""
+    while True:
+        item = atomics.take(counter)
+        if item >= items:
+            break
+        for _ in range(3000):
+            atomics.pause()
+        atomics.take(numbers + 8 * item)
+        atomics.take(counter + 8)
+
+
+def test_an_interrupted_call_writes_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C after the job went to sleeping threads, before the caller takes part."""
+
+    def interrupted(*arguments: Any) -> None:
+        time.sleep(0.002)
+        raise KeyboardInterrupt
+
+    begun = 0
+    for _ in range(20):
+        marks = np.zeros(400, np.int64)
+        time.sleep(0.02)  # the threads go to sleep
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "_lead", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.run(slow_work.address, marks, 400, 0, 3, marks)
+        left = marks.copy()
+        time.sleep(0.01)
+        assert (marks == left).all()
+        begun += 0 < left.sum() < 400
+        pool.run(slow_work.address, marks, 400, 0, 3, marks)
+        assert (marks == left + 1).all()
+    assert begun > 0
+
+
+def test_interrupted_while_threads_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread too many would share a mailbox with another."""
+    (image,) = images(1)
+    expected = filtered(image, 1)
+    monkeypatch.setattr(pool, "_workers", [])
+    monkeypatch.setattr(pool, "_boxes", np.zeros_like(pool._boxes))
+    join = threading.Thread.join
+
+    def interrupted(thread: threading.Thread) -> None:
+        if thread.name == "numbasep-start":
+            raise KeyboardInterrupt
+        join(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "join", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            filtered(image, 3)
+    assert filtered(image, 3) == expected
+    assert [worker.box.ctypes.data for worker in pool._workers] == [
+        box.ctypes.data for box in pool._boxes[:2]
+    ]
+
+
+def test_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    (image,) = images(1)
+    expected = filtered(image, 1)
+    monkeypatch.setattr(pool, "_workers", [])
+    monkeypatch.setattr(pool, "_boxes", np.zeros_like(pool._boxes))
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    assert filtered(image, 3) == expected
+
+
+def test_a_thread_without_memory_leaves_the_work_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    (image,) = images(1)
+    expected = filtered(image, 1)
+    scratch, caller, refused = pool._scratch, threading.get_ident(), []
+
+    def short(size: int) -> Any:
+        if threading.get_ident() != caller and size > 0:
+            refused.append(size)
+            raise MemoryError
+        return scratch(size)
+
+    monkeypatch.setattr(pool, "_workers", [])
+    monkeypatch.setattr(pool, "_boxes", np.zeros_like(pool._boxes))
+    monkeypatch.setattr(pool, "_scratch", short)
+    while len(refused) < 10:
+        assert filtered(image, 3) == expected
 
 
 def test_a_forked_child_starts_threads_of_its_own() -> None:

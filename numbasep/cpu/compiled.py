@@ -1,0 +1,121 @@
+"""Numba's decorators with a cache of compiled code on disk that survives what happens to files.
+
+Numba keeps an index that says which numbered file holds which dtypes, and processes rewrite it
+without a lock: two that fill an empty cache at once can name one file for two dtypes, and a third
+then runs the code of the wrong one. A damaged file raises, or crashes where it is machine code; and
+where no folder is writable the decorators raise on import. Here each key has a file of its own name
+that appears whole (``os.replace``) and is used only if its checksum holds; what cannot be read is
+compiled, what cannot be written is not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import sigutils
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.ccallback import CFunc
+
+DIGEST = 32  # bytes of a SHA-256
+
+# What compiled code is made of: a function calls those of other files too, of which Numba's stamp,
+# that of the function's own file, knows nothing.
+_FOLDER = Path(__file__).parent
+STAMP = hashlib.sha256(
+    b"".join(
+        path.read_bytes()
+        for path in (_FOLDER.with_name("boundary.py"), *sorted(_FOLDER.glob("*.py")))
+    )
+).hexdigest()
+
+
+class _Files(IndexDataCacheFile):  # type: ignore[misc]
+    """A file for each key: the checksum, then the pickled code."""
+
+    def __init__(self, folder: str, base: str) -> None:
+        super().__init__(folder, base, STAMP)
+        self.base = Path(folder) / base
+
+    def path(self, key: Any) -> Path:
+        known = repr((numba.__version__, STAMP, key)).encode()
+        return self.base.with_name(f"{self.base.name}.{hashlib.sha256(known).hexdigest()[:32]}.nbc")
+
+    def load(self, key: Any) -> Any:
+        try:
+            data = self.path(key).read_bytes()
+        except OSError:
+            return None
+        digest, code = data[:DIGEST], data[DIGEST:]
+        return pickle.loads(code) if hashlib.sha256(code).digest() == digest else None
+
+    def save(self, key: Any, data: Any) -> None:
+        code = self._dump(data)
+        with self._open_for_write(str(self.path(key))) as file:
+            file.write(hashlib.sha256(code).digest() + code)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        # A full disk, or a folder that went away.
+        with contextlib.suppress(OSError):
+            super().save_overload(sig, data)
+
+
+def _cache(function: Callable[..., Any]) -> Any:
+    try:
+        return _Cache(function)
+    except RuntimeError:
+        # Numba's word for no writable folder: not the package's, not the user's.
+        _say_once()
+        return NullCache()
+
+
+_said = False
+
+
+def _say_once() -> None:
+    global _said
+    if not _said:
+        _said = True
+        warnings.warn(
+            "numbasep: no folder for compiled code is writable, so each process compiles anew "
+            "(some seconds); set NUMBA_CACHE_DIR to a writable folder",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def cfunc(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """``numba.cfunc(signature, cache=True)``."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        made = CFunc(function, sigutils.normalize_signature(signature), {}, {})
+        made._cache = _cache(function)  # type: ignore[attr-defined]
+        made.compile()
+        return made
+
+    return compiled
+
+
+def njit(signature: str) -> Callable[[Callable[..., Any]], Any]:
+    """``numba.njit(signature, nogil=True, cache=True)``."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        made = numba.njit(nogil=True)(function)
+        made._cache = _cache(function)
+        made.compile(signature)
+        made.disable_compile()
+        return made
+
+    return compiled
