@@ -233,8 +233,10 @@ def depthwise_separable_conv2d(
     precision
         As for ``pointwise_conv2d``.
     fuse : bool, optional
-        By default the plan decides. float32 and float64 give the same bits either way; float16 and
-        bfloat16 round the intermediate only where not fused.
+        By default the plan decides. float32 and float64 give the same bits either way. float16 and
+        bfloat16 round the intermediate where not fused, and in both cases on CUDA's tensor cores,
+        which multiply a pointwise weight of ``x``'s dtype; "tf32" rounds it to tf32 there. CUDA
+        does not fuse low-rank weights, nor windows too large for shared memory.
 
     Returns
     -------

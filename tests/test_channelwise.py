@@ -114,19 +114,22 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], name: str, *, whole
 
 
 @st.composite
-def layers(draw: Callable[..., Any], dtypes: tuple[str, ...], *, whole: bool) -> Layer:
+def layers(
+    draw: Callable[..., Any], dtypes: tuple[str, ...], *, whole: bool, backend: str = "cpu"
+) -> Layer:
+    """Layers; small ones where a simulator runs."""
     name = draw(st.sampled_from(dtypes))
-    square = draw(st.sampled_from((0, 0, 3, 5, 7)))
-    kh, kw = (square, square) if square else (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
+    square = draw(st.sampled_from((0, 0, 3, 5, 7) if backend == "cpu" else (0, 0, 3, 3, 5)))
+    most = 9 if backend == "cpu" else 6
+    kh, kw = (square, square) if square else (draw(st.integers(1, most)) for _ in range(2))
     dilation = draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (2, 1), (1, 3))))
     stride = draw(st.sampled_from(((1, 1), (2, 2), (1, 2), (2, 1), (3, 3))))
     extent = [(k - 1) * d + 1 for k, d in zip((kh, kw), dilation, strict=True)]
     sides = [draw(st.integers(0, 4)) for _ in range(4)]
-    size = [
-        draw(st.integers(max(1, extent[axis] - sides[2 * axis] - sides[2 * axis + 1]), 40))
-        for axis in (0, 1)
-    ]
-    channels = draw(st.sampled_from((1, 2, 3, 15, 16, 17, 40)))
+    least = [max(1, extent[axis] - sides[2 * axis] - sides[2 * axis + 1]) for axis in (0, 1)]
+    largest = 40 if backend == "cpu" else 6
+    size = [draw(st.integers(low, max(low, largest))) for low in least]
+    channels = draw(st.sampled_from((1, 2, 3, 15, 16, 17, 40) if backend == "cpu" else (1, 2, 3)))
     multiplier = draw(st.sampled_from((1, 1, 1, 2, 3)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     mode = draw(st.sampled_from(tuple(PAD)))
@@ -171,67 +174,108 @@ def within(result: Array, reference: Array, error: Array, name: str) -> None:
     assert (off <= error).all(), f"off by up to {(off / np.maximum(error, 1e-300)).max()} bounds"
 
 
-@settings(max_examples=examples("cpu"))
-@given(
-    layer=layers(FLOATS, whole=False),
-    layout=st.sampled_from(LAYOUTS),
-    activation=st.sampled_from(tuple(ACTIVATIONS)),
-)
-def test_depthwise_is_within_the_bound(layer: Layer, layout: str, activation: str | None) -> None:
-    name = layer.x.dtype.name
-    result = layer.call(layout, activation=activation)
-    assert result.dtype == layer.x.dtype
-    reference, sums = layer.sums()
-    n = layer.weight[0].size + 1
-    reference, error = activated(
-        reference, oracle.gamma(n, compute_of(name)) * sums, activation, name
+def test_depthwise_is_within_the_bound(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(FLOATS, whole=False, backend=backend),
+        layout=st.sampled_from(LAYOUTS),
+        activation=st.sampled_from(tuple(ACTIVATIONS)),
     )
-    within(result, reference, error, name)
+    def check(layer: Layer, layout: str, activation: str | None) -> None:
+        name = layer.x.dtype.name
+        result = layer.call(layout, activation=activation, backend=backend)
+        assert result.dtype == layer.x.dtype
+        reference, sums = layer.sums()
+        n = layer.weight[0].size + 1
+        reference, error = activated(
+            reference, oracle.gamma(n, compute_of(name)) * sums, activation, name
+        )
+        within(result, reference, error, name)
+
+    check()
 
 
-@settings(max_examples=examples("cpu"))
-@given(layer=layers(("float32", "float64", "int8"), whole=True), layout=st.sampled_from(LAYOUTS))
-def test_depthwise_is_exact_on_integers(layer: Layer, layout: str) -> None:
-    reference, _ = layer.sums()
-    # Of poison what is not written stays.
-    poison = np.full(reference.shape, 77, "int32" if layer.x.dtype == np.int8 else layer.x.dtype)
-    assert np.array_equal(layer.call(layout), reference)
-    if layout == "NHWC":
-        poison = last(poison)
-    out = layer.call(layout, out=poison)
-    assert np.array_equal(out, reference)
-    assert np.shares_memory(out, poison)
+def test_depthwise_is_exact_on_integers(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(("float32", "float64", "int8"), whole=True, backend=backend),
+        layout=st.sampled_from(LAYOUTS),
+    )
+    def check(layer: Layer, layout: str) -> None:
+        reference, _ = layer.sums()
+        # Of poison what is not written stays.
+        kind = "int32" if layer.x.dtype == np.int8 else layer.x.dtype
+        poison = np.full(reference.shape, 77, kind)
+        assert np.array_equal(layer.call(layout, backend=backend), reference)
+        if layout == "NHWC":
+            poison = last(poison)
+        out = layer.call(layout, out=poison, backend=backend)
+        assert np.array_equal(out, reference)
+        assert np.shares_memory(out, poison)
+
+    check()
 
 
-@settings(max_examples=examples("cpu"))
-@given(layer=layers(("float32", "float64", "int8"), whole=True), layout=st.sampled_from(LAYOUTS))
-def test_low_rank_depthwise_is_exact_on_integers(layer: Layer, layout: str) -> None:
-    rng = np.random.default_rng(1)
-    rank = 2
-    columns = rng.integers(-2, 3, (len(layer.weight), rank, layer.weight.shape[1]))
-    rows = rng.integers(-2, 3, (len(layer.weight), rank, layer.weight.shape[2]))
-    layer.weight = np.einsum("fri,frj->fij", columns, rows)
-    stack = SeparableKernel.from_taps(columns, rows)
-    reference, _ = layer.sums()
-    assert np.array_equal(layer.call(layout, weight=stack), reference)
+def test_low_rank_depthwise_is_exact_on_integers(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(("float32", "float64", "int8"), whole=True, backend=backend),
+        layout=st.sampled_from(LAYOUTS),
+    )
+    def check(layer: Layer, layout: str) -> None:
+        rng = np.random.default_rng(1)
+        rank = 2
+        columns = rng.integers(-2, 3, (len(layer.weight), rank, layer.weight.shape[1]))
+        rows = rng.integers(-2, 3, (len(layer.weight), rank, layer.weight.shape[2]))
+        layer.weight = np.einsum("fri,frj->fij", columns, rows)
+        stack = SeparableKernel.from_taps(columns, rows)
+        reference, _ = layer.sums()
+        assert np.array_equal(layer.call(layout, weight=stack, backend=backend), reference)
+
+    check()
 
 
-def test_factorised_weights_keep_their_promise() -> None:
+@settings(max_examples=examples("cuda"))
+@given(
+    layer=layers(("float32", "float16", "bfloat16"), whole=False, backend="cuda"),
+    low_rank=st.booleans(),
+)
+def test_backends_and_layouts_give_the_same_bits(layer: Layer, low_rank: bool) -> None:
+    weight = None
+    if low_rank:
+        filters, *sizes = layer.weight.shape
+        rng = np.random.default_rng(6)
+        columns, rows = (rng.standard_normal((filters, 2, k)) for k in sizes)
+        weight = SeparableKernel.from_taps(columns, rows)
+    results = [
+        layer.call(layout, weight=weight, backend=backend).astype(layer.x.dtype).tobytes()
+        for layout in LAYOUTS
+        for backend in ("cpu", "cuda")
+    ]
+    assert len(set(results)) == 1
+
+
+def test_factorised_weights_keep_their_promise(backend: str) -> None:
+    size, reach = (40, 31) if backend == "cpu" else (7, 9)
     rng = np.random.default_rng(2)
-    rank1 = rng.standard_normal((6, 31, 1)) * rng.standard_normal((6, 1, 31))
-    x = rng.standard_normal((1, 6, 40, 40))
-    dense = depthwise_conv2d(x, rank1[:, None], padding=15)
+    rank1 = rng.standard_normal((6, reach, 1)) * rng.standard_normal((6, 1, reach))
+    x = rng.standard_normal((1, 6, size, size))
+    options = {"padding": reach // 2, "backend": backend}
+    dense = depthwise_conv2d(x, rank1[:, None], **options)
     for weight in (factorise(rank1[:, None]), [factorise(one) for one in rank1]):
-        low = depthwise_conv2d(x, weight, padding=15)
-        sums = depthwise_conv2d(abs(x), abs(rank1)[:, None], padding=15)
+        low = depthwise_conv2d(x, weight, **options)
+        sums = depthwise_conv2d(abs(x), abs(rank1)[:, None], **options)
         assert (abs(low - dense) <= 1e-12 * sums).all()  # tol of the factors, far above rounding
 
 
 @st.composite
-def mixes(draw: Callable[..., Any], dtypes: tuple[str, ...], *, whole: bool) -> tuple[Any, ...]:
+def mixes(
+    draw: Callable[..., Any], dtypes: tuple[str, ...], backend: str, *, whole: bool
+) -> tuple[Any, ...]:
     name = draw(st.sampled_from(dtypes))
-    n, c, outputs = (draw(st.integers(1, top)) for top in (3, 70, 70))
-    h, w = draw(st.integers(1, 15)), draw(st.integers(1, 15))
+    most, side = (70, 15) if backend == "cpu" else (20, 4)
+    n, c, outputs = (draw(st.integers(1, top)) for top in (3, most, most))
+    h, w = draw(st.integers(1, side)), draw(st.integers(1, side))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     bias = values(rng, (outputs,), name, whole=whole) if draw(st.booleans()) else None
     return (
@@ -252,84 +296,107 @@ def mix(x: Array, weight: Array, bias: Array | None, layout: str, **more: Any) -
     return result if layout == "NCHW" else np.moveaxis(result, -1, -3)
 
 
-@settings(max_examples=examples("cpu"))
-@given(
-    case=mixes(FLOATS, whole=False),
-    layout=st.sampled_from(LAYOUTS),
-    activation=st.sampled_from(tuple(ACTIVATIONS)),
-)
-def test_pointwise_is_within_the_bound(case: Any, layout: str, activation: str | None) -> None:
-    x, weight, bias = case
-    name = x.dtype.name
-    full = None if bias is None else wide(bias)
-    reference = mixed(wide(x), wide(weight), full)
-    sums = mixed(abs(wide(x)), abs(wide(weight)), None if full is None else abs(full))
-    error = oracle.gamma(x.shape[1] + 1, compute_of(name)) * sums
-    reference, error = activated(reference, error, activation, name)
-    within(mix(x, weight, bias, layout, activation=activation), reference, error, name)
+def roundings(name: str, channels: int, backend: str) -> int:
+    """Roundings of a pointwise sum: one a channel, but for tensor cores three (test_pointwise)."""
+    if backend == "cuda" and name in ("float16", "bfloat16"):
+        return 3 * (channels + -channels % 32) + 1
+    return channels + 1
 
 
-@settings(max_examples=examples("cpu"))
-@given(case=mixes(("float32", "float64", "int8"), whole=True), layout=st.sampled_from(LAYOUTS))
-def test_pointwise_is_exact_on_integers(case: Any, layout: str) -> None:
-    x, weight, bias = case
-    reference = mixed(wide(x), wide(weight), None if bias is None else wide(bias))
-    assert np.array_equal(mix(x, weight, bias, layout), reference)
-    if x.dtype == np.float32:
-        assert np.array_equal(
-            mix(x, weight[:, :, None, None], bias, layout, precision="tf32"), reference
-        )
+def test_pointwise_is_within_the_bound(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        case=mixes(FLOATS, backend, whole=False),
+        layout=st.sampled_from(LAYOUTS),
+        activation=st.sampled_from(tuple(ACTIVATIONS)),
+    )
+    def check(case: Any, layout: str, activation: str | None) -> None:
+        x, weight, bias = case
+        name = x.dtype.name
+        full = None if bias is None else wide(bias)
+        reference = mixed(wide(x), wide(weight), full)
+        sums = mixed(abs(wide(x)), abs(wide(weight)), None if full is None else abs(full))
+        n = roundings(name, x.shape[1], backend)
+        error = oracle.gamma(n, compute_of(name)) * sums
+        reference, error = activated(reference, error, activation, name)
+        result = mix(x, weight, bias, layout, activation=activation, backend=backend)
+        within(result, reference, error, name)
+
+    check()
 
 
-@settings(max_examples=examples("cpu"))
-@given(
-    layer=layers(("float32", "float64"), whole=False),
-    outputs=st.integers(1, 60),
-    layout=st.sampled_from(LAYOUTS),
-    first=st.sampled_from(tuple(ACTIVATIONS)),
-    second=st.sampled_from(tuple(ACTIVATIONS)),
-)
-def test_fused_has_the_bits_of_the_two_calls(
-    layer: Layer, outputs: int, layout: str, first: Any, second: Any
-) -> None:
-    rng = np.random.default_rng(3)
-    matrix = rng.standard_normal((outputs, len(layer.weight))).astype(layer.x.dtype)
-    bias = rng.standard_normal(outputs).astype(layer.x.dtype)
-    x = layer.x if layout == "NCHW" else last(layer.x)
-    fused, apart, chosen = (
-        depthwise_separable_conv2d(
+def test_pointwise_is_exact_on_integers(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        case=mixes(("float32", "float64", "int8"), backend, whole=True),
+        layout=st.sampled_from(LAYOUTS),
+    )
+    def check(case: Any, layout: str) -> None:
+        x, weight, bias = case
+        reference = mixed(wide(x), wide(weight), None if bias is None else wide(bias))
+        assert np.array_equal(mix(x, weight, bias, layout, backend=backend), reference)
+        if x.dtype == np.float32:
+            four = weight[:, :, None, None]
+            result = mix(x, four, bias, layout, precision="tf32", backend=backend)
+            assert np.array_equal(result, reference)
+
+    check()
+
+
+def test_fused_has_the_bits_of_the_two_calls(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(("float32", "float64"), whole=False, backend=backend),
+        outputs=st.integers(1, 60 if backend == "cpu" else 18),
+        layout=st.sampled_from(LAYOUTS),
+        first=st.sampled_from(tuple(ACTIVATIONS)),
+        second=st.sampled_from(tuple(ACTIVATIONS)),
+        fuse=st.sampled_from((True, True, False, None)),
+    )
+    def check(
+        layer: Layer, outputs: int, layout: str, first: Any, second: Any, fuse: bool | None
+    ) -> None:
+        rng = np.random.default_rng(3)
+        matrix = rng.standard_normal((outputs, len(layer.weight))).astype(layer.x.dtype)
+        bias = rng.standard_normal(outputs).astype(layer.x.dtype)
+        x = layer.x if layout == "NCHW" else last(layer.x)
+        result = depthwise_separable_conv2d(
             x, layer.weight[:, None], matrix, depthwise_bias=layer.bias,
             depthwise_activation=first, pointwise_bias=bias, activation=second, layout=layout,
-            fuse=fuse, **layer.options,
-        )
-        for fuse in (True, False, None)
-    )  # fmt: skip
-    calls = mix(layer.call("NCHW", activation=first), matrix, bias, "NCHW", activation=second)
-    if layout == "NHWC":
-        calls = last(calls)
-    for result in (fused, apart, chosen):
+            fuse=fuse, backend=backend, **layer.options,
+        )  # fmt: skip
+        middle = layer.call("NCHW", activation=first, backend=backend)
+        calls = mix(middle, matrix, bias, "NCHW", activation=second, backend=backend)
+        if layout == "NHWC":
+            calls = last(calls)
         assert result.tobytes() == np.ascontiguousarray(calls).tobytes()
 
+    check()
 
-@settings(max_examples=examples("cpu"))
-@given(
-    layer=layers(("float16", "bfloat16"), whole=True),
-    layout=st.sampled_from(LAYOUTS),
-    fuse=st.booleans(),
-)
-def test_narrow_fused_sums_are_exact(layer: Layer, layout: str, fuse: bool) -> None:
-    layer.x[...] = layer.x > 0
-    layer.weight[...] = layer.weight > 0
-    layer.bias = None
-    matrix = np.eye(len(layer.weight), dtype=layer.x.dtype)
-    x = layer.x if layout == "NCHW" else last(layer.x)
-    result = depthwise_separable_conv2d(
-        x, layer.weight[:, None], matrix, layout=layout, fuse=fuse, **layer.options
+
+def test_narrow_fused_sums_are_exact(backend: str) -> None:
+    @settings(max_examples=examples(backend))
+    @given(
+        layer=layers(("float16", "bfloat16"), whole=True, backend=backend),
+        layout=st.sampled_from(LAYOUTS),
+        fuse=st.sampled_from((None, True, False)),
     )
-    reference, _ = layer.sums()
-    if layout == "NHWC":
-        reference = last(reference)
-    assert np.array_equal(wide(result), reference)
+    def check(layer: Layer, layout: str, fuse: bool | None) -> None:
+        layer.x[...] = layer.x > 0
+        layer.weight[...] = layer.weight > 0
+        layer.bias = None
+        matrix = np.eye(len(layer.weight), dtype=layer.x.dtype)
+        x = layer.x if layout == "NCHW" else last(layer.x)
+        result = depthwise_separable_conv2d(
+            x, layer.weight[:, None], matrix, layout=layout, fuse=fuse, backend=backend,
+            **layer.options,
+        )  # fmt: skip
+        reference, _ = layer.sums()
+        if layout == "NHWC":
+            reference = last(reference)
+        assert np.array_equal(wide(result), reference)
+
+    check()
 
 
 def table() -> list[dict[str, Any]]:
@@ -389,17 +456,19 @@ def test_same_padding_is_tensorflows(size: int, k: int, stride: int) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nan_spreads_as_far_as_the_kernel(layout: str) -> None:
-    x = np.zeros((1, 20, 30, 40), np.float32)
-    x[0, 7, 12, 20] = np.nan
+def test_nan_spreads_as_far_as_the_kernel(layout: str, backend: str) -> None:
+    channels, height, width = (20, 30, 40) if backend == "cpu" else (5, 14, 9)
+    x = np.zeros((1, channels, height, width), np.float32)
+    x[0, 3, 8, 4] = np.nan
     image = x if layout == "NCHW" else last(x)
+    taps = np.ones((channels, 1, 5, 3))
     for activation in (None, "relu", "relu6", "silu", "hardswish", "gelu"):
         y = depthwise_conv2d(
-            image, np.ones((20, 1, 5, 3)), padding=(2, 1), layout=layout, activation=activation
+            image, taps, padding=(2, 1), layout=layout, activation=activation, backend=backend
         )
         y = y if layout == "NCHW" else np.moveaxis(y, -1, 1)
         expected = np.zeros(x.shape, bool)
-        expected[0, 7, 10:15, 19:22] = True
+        expected[0, 3, 6:11, 3:6] = True
         assert np.array_equal(np.isnan(y), expected)
 
 

@@ -25,6 +25,7 @@ from numbasep.cuda.primitives import (
     round_to_integer,
     truncate_to_float,
     u32,
+    wrapping_fma,
 )
 
 REAL_PARTS = {"complex64": "float32", "complex128": "float64"}
@@ -162,6 +163,8 @@ def multiply_add(compute: str) -> Any:
     """Return ``step(total, tap, value) -> total + tap * value``."""
     if compute == "int64":
         return device_function(lambda total, tap, value: total + tap * value)
+    if compute == "int32":
+        return device_function(lambda total, tap, value: wrapping_fma(tap, value, total))
     if compute not in REAL_PARTS:
         return device_function(lambda total, tap, value: fma(tap, value, total))
     join = joiner(compute)
@@ -220,3 +223,15 @@ def storer(compute: str, output: str) -> Any:
             pointer[index + 1] = convert(value.imag)
 
     return device_function(store)
+
+
+@lru_cache
+def pack(count: int) -> Any:
+    """Return ``pack(array, at) -> tuple`` of ``count`` elements, as vector stores take them."""
+    return device_function(
+        {
+            1: lambda a, i: (a[i],),
+            2: lambda a, i: (a[i], a[i + 1]),
+            4: lambda a, i: (a[i], a[i + 1], a[i + 2], a[i + 3]),
+        }[count]
+    )

@@ -37,7 +37,8 @@ from numbasep.cuda.primitives import i32, i64
 
 map_index = device_function(boundaries.map_index)
 
-GENERAL_THREADS = 256
+# 80 registers a thread: with 64, the 64-bit numbers of every case spill.
+GENERAL_THREADS, GENERAL_BLOCKS = 256, 3
 
 
 @lru_cache
@@ -48,6 +49,7 @@ def general_kernel(storage: str, compute: str, output: str) -> Kernel:
         _general(storage, compute, output),
         [*pointers, numba_type(compute), *[types.int64] * 19, *[types.int32] * 10],
         GENERAL_THREADS,
+        GENERAL_BLOCKS,
     )
 
 

@@ -5,12 +5,13 @@ Imported by ``primitives`` alone, and only where kernels are compiled.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 from llvmlite import ir
 
-from numbasep.cuda.launch import intrinsic, signature, types
+from numbasep.cuda.launch import device_function, intrinsic, signature, types
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -141,28 +142,45 @@ def _parts(count: int, dtype: Any) -> tuple[int, int]:
     return accesses, count // accesses
 
 
+def _words(dtype: Any, elements: int) -> int:
+    """Return how many elements share a 32-bit word, in vectors of which LLVM would halve."""
+    return max(1, 32 // dtype.bitwidth) if elements * dtype.bitwidth >= 64 else 1
+
+
 def _load(context: Any, builder: Any, start: Any, count: int, dtype: Any) -> tuple[Any, Any]:
     """Emit the load of a vector; return the instructions and its elements."""
     accesses, elements = _parts(count, dtype)
-    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    kind, shared = context.get_data_type(dtype), _words(dtype, elements)
+    vector = ir.VectorType(I32 if shared > 1 else kind, elements // shared)
     loads, values = [], []
     for access in range(accesses):
         part = builder.gep(start, [I32(access * elements)], inbounds=True)
         pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
         loads.append(builder.load(pointer, align=elements * dtype.bitwidth // 8))
-        values += [builder.extract_element(loads[-1], I32(j)) for j in range(elements)]
+        for j in range(elements):
+            value = builder.extract_element(loads[-1], I32(j // shared))
+            if shared > 1:
+                value = builder.lshr(value, I32(j % shared * dtype.bitwidth))
+                value = builder.trunc(value, kind)
+            values.append(value)
     return loads, values
 
 
 def _store(context: Any, builder: Any, start: Any, values: Any, count: int, dtype: Any) -> None:
     """Emit the store of a tuple of ``count`` elements."""
     accesses, elements = _parts(count, dtype)
-    vector = ir.VectorType(context.get_data_type(dtype), elements)
+    shared = _words(dtype, elements)
+    vector = ir.VectorType(I32 if shared > 1 else context.get_data_type(dtype), elements // shared)
     for access in range(accesses):
         packed = ir.Constant(vector, ir.Undefined)
-        for j in range(elements):
+        for j in range(0, elements, shared):
             value = builder.extract_value(values, access * elements + j)
-            packed = builder.insert_element(packed, value, I32(j))
+            if shared > 1:
+                value = builder.zext(value, I32)
+            for k in range(1, shared):
+                more = builder.zext(builder.extract_value(values, access * elements + j + k), I32)
+                value = builder.or_(value, builder.shl(more, I32(k * dtype.bitwidth)))
+            packed = builder.insert_element(packed, value, I32(j // shared))
         part = builder.gep(start, [I32(access * elements)], inbounds=True)
         pointer = builder.bitcast(part, vector.as_pointer(part.type.addrspace))
         builder.store(packed, pointer, align=elements * dtype.bitwidth // 8)
@@ -324,3 +342,159 @@ def _unroll(typingctx: Any) -> Any:
 
 
 unroll = intrinsic("unroll", _unroll)
+
+
+def _wrapping_fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c of 32-bit integers, modulo 2**32."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.add(builder.mul(args[0], args[1]), args[2])
+
+    return signature(*[types.int32] * 4), codegen
+
+
+wrapping_fma = intrinsic("wrapping_fma", _wrapping_fma)
+
+# libdevice's, of the argument's own precision.
+exp = device_function(lambda value: math.exp(value))
+erf = device_function(lambda value: math.erf(value))
+
+
+def _shared(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """Return the 32-bit address of an element of a shared array."""
+    data = context.make_array(kind)(context, builder, value=array).data
+    start = builder.gep(data, [index], inbounds=True)
+    near = builder.addrspacecast(start, start.type.pointee.as_pointer(3))
+    return builder.trunc(builder.ptrtoint(near, I64), I32)
+
+
+def _statement(key: str, text: str) -> Any:
+    """Return an intrinsic of one PTX instruction that orders memory accesses."""
+
+    def typing(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            function = ir.FunctionType(ir.VoidType(), [])
+            builder.asm(function, text, "~{memory}", [], side_effect=True)
+            return context.get_dummy_value()
+
+        return signature(types.none), codegen
+
+    return intrinsic(key, typing)
+
+
+@lru_cache
+def copy_async(size: int) -> Any:
+    """Return ``copy(shared array, index, byte pointer, byte offset, present)``.
+
+    Starts copying ``size`` bytes (4, 8 or 16; aligned to that) from global to shared memory, or
+    zeros where ``present`` is 0 or False: then nothing is read.
+    """
+    text = f"cp.async.c{'g' if size == 16 else 'a'}.shared.global [$0], [$1], {size}, $2;"
+
+    def typing(typingctx: Any, array: Any, index: Any, pointer: Any, offset: Any, ok: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            target = _shared(context, builder, array, args[0], args[1])
+            moved = builder.gep(args[2], [args[3]])
+            source = builder.addrspacecast(moved, moved.type.pointee.as_pointer(1))
+            condition = context.cast(builder, args[4], ok, types.boolean)
+            count = builder.select(condition, I32(size), I32(0))
+            function = ir.FunctionType(ir.VoidType(), [I32, I64, I32])
+            operands = [target, builder.ptrtoint(source, I64), count]
+            builder.asm(function, text, "r,l,r,~{memory}", operands, side_effect=True)
+            return context.get_dummy_value()
+
+        return signature(types.none, array, index, pointer, offset, ok), codegen
+
+    return intrinsic(f"copy_async_{size}", typing)
+
+
+commit_copies = _statement("commit_copies", "cp.async.commit_group;")
+
+
+@lru_cache
+def wait_copies(pending: int) -> Any:
+    """Return ``wait()`` until at most ``pending`` of this thread's last groups are unfinished."""
+    return _statement(f"wait_copies_{pending}", f"cp.async.wait_group {pending};")
+
+
+@lru_cache
+def load_matrices(count: int, transposed: bool) -> Any:
+    """Return ``load(shared array, index) -> count 32-bit registers``, of a whole warp.
+
+    Of ``count`` matrices of 8 x 8 16-bit elements (1, 2 or 4), lane l gives the index of where row
+    ``l % 8`` of matrix ``l // 8`` starts, 16 bytes aligned; it receives of each matrix elements
+    ``(l // 4, 2 * (l % 4))`` and the next, or of its transpose.
+    """
+    kind = ir.LiteralStructType([I32] * count)
+    result = types.UniTuple(types.uint32, count)
+    registers = ", ".join(f"${i}" for i in range(count))
+    text = (
+        f"ldmatrix.sync.aligned.m8n8.x{count}{'.trans' if transposed else ''}.shared.b16 "
+        f"{{{registers}}}, [${count}];"
+    )
+    constraints = ",".join(["=r"] * count + ["r", "~{memory}"])
+
+    def typing(typingctx: Any, array: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            address = _shared(context, builder, array, args[0], args[1])
+            function = ir.FunctionType(kind if count > 1 else I32, [I32])
+            found = builder.asm(function, text, constraints, [address], side_effect=True)
+            values = (
+                [builder.extract_value(found, i) for i in range(count)] if count > 1 else [found]
+            )
+            return context.make_tuple(builder, result, values)
+
+        return signature(result, array, index), codegen
+
+    return intrinsic(f"load_matrices_{count}_{transposed}", typing)
+
+
+to_tf32 = _assembly("cvt.rna.tf32.f32 $0, $1;", types.uint32, types.float32)
+
+# Shape and operand type of each matrix multiply-add.
+MATRICES = {
+    "tf32": "m16n8k8.row.col.f32.tf32.tf32.f32",
+    "float16": "m16n8k16.row.col.f32.f16.f16.f32",
+    "bfloat16": "m16n8k16.row.col.f32.bf16.bf16.f32",
+}
+
+
+@lru_cache
+def mma(name: str) -> Any:
+    """Return ``step(a, b, c) -> a @ b + c`` of a whole warp, in float32; name: tf32 or 16 bits.
+
+    a is 16 x k, b k x 8 and c 16 x 8, with k = 8 for tf32 and 16 otherwise. With g, q =
+    divmod(lane, 4) a lane holds, each 32-bit register one tf32 or two neighbours along k, of which
+    the first is in the low half::
+
+        tf32      a = A[g, q], A[g + 8, q], A[g, q + 4], A[g + 8, q + 4]
+                  b = B[q, g], B[q + 4, g]
+        16 bits   a = A[g, 2q:], A[g + 8, 2q:], A[g, 2q + 8:], A[g + 8, 2q + 8:]
+                  b = B[2q:, g], B[2q + 8:, g]
+        both      c = C[g, 2q], C[g, 2q + 1], C[g + 8, 2q], C[g + 8, 2q + 1]
+    """
+    result = types.UniTuple(types.float32, 4)
+    four, two = types.UniTuple(types.uint32, 4), types.UniTuple(types.uint32, 2)
+    text = (
+        f"mma.sync.aligned.{MATRICES[name]} "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};"
+    )
+    constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+
+    def typing(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            kind = ir.LiteralStructType([F32] * 4)
+            function = ir.FunctionType(kind, [I32] * 6 + [F32] * 4)
+            operands = [
+                builder.extract_value(tuple_, i)
+                for tuple_, count in zip(args, (4, 2, 4), strict=True)
+                for i in range(count)
+            ]
+            # Convergent, but without memory: only its results tie it down.
+            found = builder.asm(function, text, constraints, operands, side_effect=True)
+            values = [builder.extract_value(found, i) for i in range(4)]
+            return context.make_tuple(builder, result, values)
+
+        return signature(result, four, two, result), codegen
+
+    return intrinsic(f"mma_{name}", typing)

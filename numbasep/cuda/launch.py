@@ -46,9 +46,11 @@ __all__ = [
     "device_of",
     "empty",
     "intrinsic",
+    "most_shared",
     "order",
     "signature",
     "stream_handle",
+    "tensor_cores",
     "to_device",
     "to_host",
     "types",
@@ -521,6 +523,13 @@ def upload(array: Array, stream: Any = None, form: tuple[Any, ...] = ()) -> Any:
     return found
 
 
+def most_shared() -> int:
+    """Return the bytes of shared memory that the device grants a block."""
+    if SIMULATOR:
+        return 227 * 1024
+    return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+
+
 def available() -> tuple[bool, str]:
     """Return whether kernels can run here, and why or why not."""
     version = importlib.metadata.version("numba-cuda")
@@ -537,6 +546,11 @@ def available() -> tuple[bool, str]:
     if (major, minor) < (7, 5):
         return False, f"{name}: compute capability {major}.{minor}; the kernels need 7.5 or later"
     return True, f"{name}, compute capability {major}.{minor}, numba-cuda {version}"
+
+
+def tensor_cores() -> bool:
+    """Return whether the device knows the matrix primitives: from compute capability 8.0 on."""
+    return SIMULATOR or tuple(cuda.get_current_device().compute_capability[:2]) >= (8, 0)
 
 
 @contextlib.contextmanager

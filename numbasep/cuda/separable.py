@@ -12,10 +12,13 @@ from numbasep.cuda import launch
 from numbasep.cuda.elements import parts, raw_type, real_name
 from numbasep.cuda.general import direct_kernel, general_kernel
 from numbasep.cuda.stream import stream_kernel
+from numbasep.cuda.tile import tile_kernel
 from numbasep.plan.cuda_tiles import (
     MOST_BLOCKS,
     SIZES,
     CudaTile,
+    StreamShape,
+    TileShape,
     choose,
     general,
 )
@@ -44,10 +47,10 @@ def run_separable(
     source, target = launch.view(image), launch.view(out)
     if 0 in target.shape:
         return
-    tile = choose(plan) if tile is None else tile
+    tile = choose(plan, launch.most_shared()) if tile is None else tile
     if tile.shape is not None and not _fits(plan, source, target, tile):
         tile = general(plan)
-    run = _general if tile.shape is None else _stream
+    run = {"general": _general, "stream": _stream, "tile": _tile}[tile.variant]
     run(plan, source, target, columns, rows, stream, tile)
 
 
@@ -165,13 +168,9 @@ def _stream(
     tile: CudaTile,
 ) -> None:
     shape = tile.shape
-    assert shape is not None
+    assert isinstance(shape, StreamShape)
     in_size, out_size = np.dtype(plan.storage).itemsize, np.dtype(plan.output).itemsize
     tiles_x, tiles_y = _strips(plan, tile)
-    # First the places of columns, then of rows, then the sums, each 16 bytes aligned.
-    rows_at = shape.listed_columns(tile.threads)
-    listed = shape.listed_rows(tile.height)
-    sums_at = (rows_at + listed) * 4 // SIZES[plan.compute]
     stream_kernel(shape, plan.storage, plan.compute, plan.output).launch(
         plan.planes * plan.y.dilation * tiles_y * tiles_x,
         tile.threads,
@@ -199,11 +198,63 @@ def _stream(
                     plan.x.origin * plan.channels - shape.shift,
                     plan.y.dilation,
                     plan.boundary,
-                    _aligned(source, shape.columns * in_size),
+                    _aligned(source, shape.vector * in_size),
                     _aligned(target, shape.vector * out_size),
                     (shape.taps_y - 1 + shape.extra) // shape.steps,
-                    rows_at,
+                ),
+            ),
+        ),
+    )
+
+
+def _tile(
+    plan: SpatialPlan,
+    source: launch.View,
+    target: launch.View,
+    columns: Array,
+    rows: Array,
+    stream: Any,
+    tile: CudaTile,
+) -> None:
+    shape = tile.shape
+    assert isinstance(shape, TileShape)
+    tiles_x, tiles_y = _strips(plan, tile)
+    sums_at, taps_at, rows_at, term = shape.places(plan.y.taps, plan.x.taps, tile.height)
+    tile_kernel(shape, plan.storage, plan.compute, plan.output).launch(
+        plan.planes * plan.y.dilation * tiles_y * tiles_x,
+        tile.threads,
+        tile.shared,
+        stream,
+        (
+            source.pointer("uint8"),
+            target.pointer(raw_type(plan.output)),
+            _taps(plan, columns, stream),
+            _taps(plan, rows, stream),
+            *_fill(plan),
+            np.int64(source.strides[0]),
+            *map(np.int64, _pitches(plan, source, target)[2:]),
+            *map(
+                np.int32,
+                (
+                    source.strides[1],
+                    tiles_x,
+                    tiles_y,
+                    tile.width,
+                    tile.height,
+                    tile.width + (plan.x.taps - 1) * shape.spacing,
+                    shape.loaded_rows(plan.y.taps, tile.height),
+                    *_sizes(plan),
+                    plan.y.origin,
+                    plan.x.origin * plan.channels,
+                    plan.y.dilation,
+                    plan.boundary,
+                    plan.y.taps,
+                    plan.x.taps,
+                    plan.rank,
                     sums_at,
+                    taps_at,
+                    term,
+                    rows_at * SIZES[plan.compute] // 4,
                 ),
             ),
         ),

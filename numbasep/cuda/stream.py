@@ -1,13 +1,17 @@
-"""The CUDA kernel for few taps: rows of a strip stream through registers, once.
+"""The CUDA kernel for few terms and taps: rows of a strip stream through registers, once.
 
 ``out[o] = sum_r sum_kx rows[r, kx] * (sum_ky columns[r, ky] * image[y(o, ky), x(o, kx)])``
 
 A block owns a strip of columns and walks down its rows, ``steps`` rows at a time::
 
-    image rows          registers of a thread       shared memory           result
-    .---------------.   partial column sums         one row of sums
-    | 4 per thread  |-> s0  s1  s2 ... s(kh-2)  ->  [halo|  strip |halo] -> 4 per thread
-    '---------------'   each row adds to them all   (two buffers)           (row pass)
+    image rows       staged          registers of a thread        column sums          result
+    .------------.   .----------.    partial sums of a column     .---------------.
+    | 16 bytes a |-> | steps    | -> s0  s1  s2 ... s(kh-2)    -> | halo | strip  | -> 4 a thread
+    | thread     |   | rows     |    each row adds to them all    | (two buffers) |    (row pass)
+    '------------'   '----------'                                 '---------------'
+
+One barrier a step: behind it, a thread takes the rows that were staged before it and finishes the
+results of the rows that the step before summed, while the next rows are on their way.
 
 The partial sums are a transposed filter (Oppenheim and Schafer, Discrete-Time Signal Processing,
 section 6.3): a row of the image completes the oldest sum and each other one moves up a place while
@@ -58,7 +62,7 @@ def stream_kernel(shape: StreamShape, storage: str, compute: str, output: str) -
             types.UniTuple(element, shape.rank * shape.taps_y),
             types.UniTuple(element, shape.rank * shape.taps_x),
             *[types.int64] * 2,
-            *[types.int32] * 20,
+            *[types.int32] * 18,
         ],
         shape.threads,
         shape.blocks,
@@ -68,22 +72,88 @@ def stream_kernel(shape: StreamShape, storage: str, compute: str, output: str) -
 def _pack(count: int, convert: Any) -> Any:
     """Return ``pack(array, at) -> tuple`` of ``count`` elements, converted."""
     change = device_function(lambda value: value) if convert is None else convert
-    return device_function(
-        {
-            1: lambda a, i: (change(a[i]),),
-            2: lambda a, i: (change(a[i]), change(a[i + 1])),
-            4: lambda a, i: (
-                change(a[i]),
-                change(a[i + 1]),
-                change(a[i + 2]),
-                change(a[i + 3]),
-            ),
-        }[count]
-    )
+    two = lambda a, i: (change(a[i]), change(a[i + 1]))  # noqa: E731
+    if count <= 2:
+        return device_function(two if count == 2 else lambda a, i: (change(a[i]),))
+    half = _pack(count // 2, convert)
+    return device_function(lambda a, i: half(a, i) + half(a, i + count // 2))
+
+
+def _column_sums(shape: StreamShape, compute: str, term: int) -> Any:
+    """Return ``add(state, values, taps, sums, at)``: the rows of a step into the sums of a term."""
+    columns, steps, rank, pitch = shape.columns, shape.steps, shape.rank, shape.pitch
+    taps_y, pending = shape.taps_y, shape.taps_y - 1
+    first, taps_at = term * pending * columns, term * taps_y
+    element, nothing, step = numba_type(compute), zero(compute), multiply_add(compute)
+    store_sums, packed = store_vector(columns, element), _pack(columns, None)
+
+    def add(state: Any, values: Any, taps: Any, sums: Any, at: int) -> None:
+        done = cuda.local.array(columns, element)
+        for r in range(steps):
+            unroll()
+            for v in range(columns):
+                unroll()
+                value = values[r * columns + v]
+                tap = taps[taps_at + pending]
+                if pending == 0:
+                    done[v] = step(nothing, tap, value)
+                else:
+                    done[v] = step(state[first + v], tap, value)
+                    for k in range(pending - 1):
+                        unroll()
+                        state[first + k * columns + v] = step(
+                            state[first + (k + 1) * columns + v],
+                            taps[taps_at + pending - 1 - k],
+                            value,
+                        )
+                    state[first + (pending - 1) * columns + v] = step(nothing, taps[taps_at], value)
+            store_sums(sums, at + (r * rank + term) * pitch, packed(done, 0))
+
+    return device_function(add)
+
+
+def _row_sums(shape: StreamShape, compute: str, term: int) -> Any:
+    """Return ``add(results, window, taps, sums, at)``: a term's part of a vector of results."""
+    vector, taps_x, shift, spacing = shape.vector, shape.taps_x, shape.shift, shape.spacing
+    loads, taps_at, sums_at = shape.loads, term * shape.taps_x, term * shape.pitch
+    step, load_sums = multiply_add(compute), load_vector(vector, numba_type(compute))
+
+    def add(results: Any, window: Any, taps: Any, sums: Any, at: int) -> None:
+        for q in range(loads):
+            unroll()
+            part = load_sums(sums, at + (sums_at + vector * q))
+            for j in range(vector):
+                unroll()
+                window[q * vector + j] = part[j]
+        for k in range(taps_x):
+            unroll()
+            for j in range(vector):
+                unroll()
+                results[j] = step(results[j], taps[taps_at + k], window[shift + k * spacing + j])
+
+    return device_function(add)
+
+
+def _terms(make: Callable[[int], Any], count: int) -> Any:
+    """Return a function that calls those of each term in turn.
+
+    Each has its own, for its constants: of a loop over terms, the compiler finds no registers for
+    the sums before it is unrolled, and takes minutes over that.
+    """
+    own = make(count - 1)
+    if count == 1:
+        return own
+    before = _terms(make, count - 1)
+
+    def both(held: Any, values: Any, taps: Any, sums: Any, at: int) -> None:
+        before(held, values, taps, sums, at)
+        own(held, values, taps, sums, at)
+
+    return device_function(both)
 
 
 def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Callable[..., None]:
-    taps_y, taps_x, rank = shape.taps_y, shape.taps_x, shape.rank
+    taps_y, taps_x, rank, threads = shape.taps_y, shape.taps_x, shape.rank, shape.threads
     spacing, shift, extra = shape.spacing, shape.shift, shape.extra
     columns, vector, steps, loads = shape.columns, shape.vector, shape.steps, shape.loads
     pending = taps_y - 1
@@ -96,16 +166,24 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     raw_in, raw_out = raw_type(storage), raw_type(output)
     in_size, out_size = raw_in.bitwidth // 8, raw_out.bitwidth // 8
     widened, narrowed = widen(storage, compute), narrow(compute, output)
-    step = multiply_add(compute)
-    load_columns = load_bytes(columns, raw_in)
+    # Shared memory, in elements: what was loaded, column sums, then places of columns and of rows.
+    pitch = shape.pitch
+    stage_size = steps * pitch
+    sums_size = rank * stage_size
+    sums_at = 2 * stage_size
+    columns_at = (sums_at + 2 * sums_size) * (element.bitwidth // 32)
+    rows_at = columns_at + pitch
+    load_piece = load_bytes(vector, raw_in)
     load_one = load_bytes(1, raw_in)
-    load_rows = load_vector(steps, types.int32)
-    load_places = load_vector(columns, types.int32)
-    load_sums = load_vector(vector, element)
-    store_sums = store_vector(columns, element)
+    load_places = load_vector(held, types.int32)
+    load_own = load_vector(columns, element)
+    store_values = store_vector(held, element)
     store_results = store_bytes(vector, raw_out)
     store_one = store_bytes(1, raw_out)
-    packed, packed_results = _pack(columns, None), _pack(vector, narrowed)
+    column_sums = _terms(lambda term: _column_sums(shape, compute, term), rank)
+    row_sums = _terms(lambda term: _row_sums(shape, compute, term), rank)
+    packed_values = _pack(held, None)
+    packed_results = _pack(vector, narrowed)
     version = VERSION
 
     def kernel(
@@ -134,12 +212,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
         image_aligned: int,
         out_aligned: int,
         warm: int,
-        rows_at: int,
-        sums_at: int,
     ) -> None:
         t = i32(cuda.threadIdx.x)
-        threads = i32(cuda.blockDim.x)
-        pitch = i32(threads * columns)
         tile = u32(cuda.blockIdx.x)
         strips = u32(tile // u32(tiles_x))
         strip = i32(tile - strips * u32(tiles_x))
@@ -166,21 +240,25 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
                 found = i64(map_index(pixel, i64(in_width), boundary))
                 channel = i64(at - pixel * channels)
                 at = i32(found * channels + channel) if found >= 0 else i32(-1)
-            places[i] = at if left + i < needed else i32(-1)
-        for i in range(t, i32((count + 1) * steps), threads):
+            places[columns_at + i] = at if left + i < needed else i32(-1)
+        for i in range(t, i32((count + 2) * steps), threads):
             # The first step works on zeros while the first rows are loaded.
             y = i64(origin_y + phase) + i64(first_row - extra + i) * i64(dilation_y)
             found = i64(map_index(y, i64(in_height), boundary))
             places[rows_at + i] = i32(found) if i < rows + extra + pending else i32(-1)
         cuda.syncthreads()
 
-        place = load_places(places, i64(columns * t))
-        x = i32(left + columns * t)
-        inside = image_aligned != 0 and x >= 0 and x + columns <= min(row_size, needed)
+        # Loads: a thread's elements lie side by side in one of the rows of a step.
+        line = i32(t // (threads // steps))
+        at = i32(i32(t - line * (threads // steps)) * held)
+        place = load_places(places, i64(columns_at + at))
+        x = i32(left + at)
+        inside = image_aligned != 0 and x >= 0 and x + held <= min(row_size, needed)
         base = advance(image, i64(plane) * image_plane)
         start = advance(base, i64(x) * in_size)
-        group = i32(i32(t * per_pass) // threads)
-        unit = i32(t - group * i32(threads // per_pass))
+        staged_at = i32(line * pitch + at)
+        group = i32(t // (threads // per_pass))
+        unit = i32(t - group * (threads // per_pass))
         out_x = i32(strip * width + vector * unit)
         left_out = i32(out_width * channels - out_x)
         writes = vector * unit < width and left_out > 0
@@ -195,8 +273,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
 
         sums = cuda.shared.array(0, element)
         values = cuda.local.array(held, element)
+        taken = cuda.local.array(held, element)
         state = cuda.local.array(states, element)
-        done = cuda.local.array(columns, element)
         window = cuda.local.array(window_size, element)
         results = cuda.local.array(vector, element)
         for k in range(states):
@@ -205,93 +283,57 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
         for k in range(held):
             unroll()
             values[k] = nothing
-        for s in range(i32(count + 1)):
-            buffer = i32(sums_at + i32(s & 1) * i32(rank * steps * pitch))
-            for r in range(steps):
-                unroll()
-                for term in range(rank):
+        for s in range(i32(-1), i32(count + 1)):
+            odd = i32(s & 1)
+            store_values(sums, i64(staged_at + odd * stage_size), packed_values(values, 0))
+            y = i32(places[u32(rows_at + (s + 1) * steps + line)])
+            if inside and y >= 0:
+                row_start = step_to(start, y, image_row)
+                for piece in range(held // vector):
                     unroll()
-                    first = term * pending * columns
-                    for v in range(columns):
+                    loaded = load_piece(row_start, piece * vector * in_size)
+                    for v in range(vector):
                         unroll()
-                        value = values[r * columns + v]
-                        tap = column_taps[term * taps_y + taps_y - 1]
-                        if pending == 0:
-                            done[v] = step(nothing, tap, value)
-                        else:
-                            done[v] = step(state[first + v], tap, value)
-                            for k in range(pending - 1):
-                                unroll()
-                                state[first + k * columns + v] = step(
-                                    state[first + (k + 1) * columns + v],
-                                    column_taps[term * taps_y + taps_y - 2 - k],
-                                    value,
-                                )
-                            state[first + (pending - 1) * columns + v] = step(
-                                nothing, column_taps[term * taps_y], value
-                            )
-                    store_sums(
-                        sums,
-                        i64(buffer + i32((r * rank + term) * pitch + columns * t)),
-                        packed(done, 0),
-                    )
-            ys = load_rows(places, i64(rows_at + s * steps))
-            present = i32(0)
-            for r in range(steps):
-                unroll()
-                present |= ys[r]
-            if inside and present >= 0:
-                for r in range(steps):
-                    unroll()
-                    loaded = load_columns(step_to(start, ys[r], image_row), 0)
-                    for v in range(columns):
-                        unroll()
-                        values[r * columns + v] = widened(loaded[v])
+                        values[piece * vector + v] = widened(loaded[v])
             else:
+                row_start = step_to(base, y, image_row)
+                for v in range(held):
+                    unroll()
+                    values[v] = fill
+                    if y >= 0 and place[v] >= 0:
+                        single = load_one(step_to(row_start, place[v], in_size), 0)
+                        values[v] = widened(single[0])
+            if s >= 0:
+                cuda.syncthreads()
+                own = i64(odd * stage_size + columns * t)
+                summed = i64(sums_at + odd * sums_size + columns * t)
                 for r in range(steps):
                     unroll()
-                    row_start = step_to(base, ys[r], image_row)
+                    part = load_own(sums, own + r * pitch)
                     for v in range(columns):
                         unroll()
-                        values[r * columns + v] = fill
-                        if ys[r] >= 0 and place[v] >= 0:
-                            single = load_one(step_to(row_start, place[v], in_size), 0)
-                            values[r * columns + v] = widened(single[0])
-            if s > warm:
-                cuda.syncthreads()
-                if writes:
-                    for p in range(passes):
+                        taken[r * columns + v] = part[v]
+                column_sums(state, taken, column_taps, sums, summed)
+            if s > warm and writes:
+                before = i64(
+                    sums_at + i32(1 - odd) * sums_size + group * (rank * pitch) + vector * unit
+                )
+                for p in range(passes):
+                    unroll()
+                    row = i32((s - warm - 1) * steps + p * per_pass)
+                    for j in range(vector):
                         unroll()
-                        row = i32((s - warm - 1) * steps + p * per_pass)
-                        for j in range(vector):
-                            unroll()
-                            results[j] = nothing
-                        for term in range(rank):
-                            unroll()
-                            near = i32(buffer + i32((p * per_pass + group) * rank + term) * pitch)
-                            for q in range(loads):
+                        results[j] = nothing
+                    near = before + p * (per_pass * rank * pitch)
+                    row_sums(results, window, row_taps, sums, near)
+                    if i32(row + group) < rows:
+                        place_out = step_to(target, row, out_step)
+                        if whole:
+                            store_results(place_out, 0, packed_results(results, 0))
+                        else:
+                            for j in range(vector):
                                 unroll()
-                                part = load_sums(sums, i64(near + vector * (unit + q)))
-                                for j in range(vector):
-                                    unroll()
-                                    window[q * vector + j] = part[j]
-                            for k in range(taps_x):
-                                unroll()
-                                for j in range(vector):
-                                    unroll()
-                                    results[j] = step(
-                                        results[j],
-                                        row_taps[term * taps_x + k],
-                                        window[shift + k * spacing + j],
-                                    )
-                        if row + group < rows:
-                            line = step_to(target, row, out_step)
-                            if whole:
-                                store_results(line, 0, packed_results(results, 0))
-                            else:
-                                for j in range(vector):
-                                    unroll()
-                                    if j < left_out:
-                                        store_one(line, j * out_size, (narrowed(results[j]),))
+                                if j < left_out:
+                                    store_one(place_out, j * out_size, (narrowed(results[j]),))
 
     return kernel

@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from numbasep import boundary as boundaries
-from numbasep.plan import checks
+from numbasep.plan import checks, cuda_fused
 from numbasep.plan.geometry import Axis
 
 # relu: max(x, 0). relu6: min(max(x, 0), 6). silu: x / (1 + exp(-x)). hardswish: x relu6(x + 3) / 6.
@@ -69,7 +69,7 @@ class DepthwisePlan:
     rank: terms of the low-rank form; 0 for dense weights.
     storage, compute, output: dtype names of ``image``, of weights and accumulators, and of ``out``.
         (storage, compute, output) is one of float32 or float64 three times; float16 or bfloat16,
-        float32, the same 16-bit one (in a fused plan float32); int8, int32, int32.
+        float32, the same 16-bit one (where fused, float32 too); int8, int32, int32.
     activation: one of ``ACTIVATIONS``.
     """
 
@@ -117,9 +117,11 @@ class PointwisePlan:
 class FusedPlan:
     """A depthwise correlation and the pointwise convolution of its result.
 
-    fused: in one launch, the intermediate in the compute dtype and never in memory; else one after
-        the other, the intermediate in the image's dtype. The same bits in float32 and float64.
-    tile: pixels that one block keeps for all channels, where fused.
+    fused: in one launch, the intermediate never in memory; else one after the other.
+        The intermediate has the dtype ``pointwise.storage``: the image's, but where fused the
+        compute dtype, unless CUDA's tensor cores multiply 16-bit factors. For tf32 products it is
+        rounded to tf32. float32 (without tf32) and float64 have the same bits either way.
+    tile: pixels of one tile, where fused.
     why: the reason for the choice.
     """
 
@@ -309,11 +311,20 @@ def pointwise(
     )
 
 
-# Where fusing pays, by backend: bytes in which one tile of all channels must fit, the fewest tiles
-# that keep the machine busy, and what the tile's elements take. CUDA: shared memory and
-# multiprocessors of an H200. CPU: half of L2; one tile for each thread.
-TILE_BYTES = {"cuda": 200 << 10, "cpu": 512 << 10}
-FEWEST_TILES = {"cuda": 132, "cpu": 2}
+# The fewest tiles that keep the machine busy: one for each thread, or multiprocessor.
+FEWEST_TILES = {"cuda": cuda_fused.MULTIPROCESSORS, "cpu": 2}
+# Bytes in which one tile of all channels must fit on the CPU: half of L2.
+TILE_BYTES = 512 << 10
+
+
+def _least(first: DepthwisePlan, second: PointwisePlan) -> int:
+    """Return the pixels of a tile from which rereading the pointwise weights for it pays.
+
+    Less than the intermediate in memory, written and read: P >= 0.78 C Cout / (C s^2 + Cout).
+    """
+    c, outputs = first.filters, second.outputs
+    steps = first.y.stride * first.x.stride
+    return -(-78 * c * outputs // (100 * (c * steps + outputs)))
 
 
 @lru_cache(maxsize=1024)
@@ -324,14 +335,16 @@ def separable(
 
     Fusing pays when P pixels of all channels fit beside the machine's arithmetic, when they are
     enough that reading the pointwise weights again for each tile costs less than the intermediate
-    in memory, P >= 0.78 C Cout / (C s^2 + Cout), and when there are tiles for every processor.
+    in memory, and when there are tiles for every processor. On CUDA the weights of small layers
+    are not read again, and neither low-rank weights nor a window too large for shared memory are
+    fused, whatever ``fuse`` is.
     """
-    c, outputs = first.filters, second.outputs
+    if backend == "cuda":
+        return _on_cuda(first, second, fuse)
+    c = first.filters
     pixels = second.batch * second.pixels
-    wide = ITEMSIZE[first.storage if backend == "cuda" else first.compute]
-    most = TILE_BYTES[backend] // (c * wide)
-    steps = first.y.stride * first.x.stride
-    least = -(-78 * c * outputs // (100 * (c * steps + outputs)))
+    most = TILE_BYTES // (c * ITEMSIZE[first.compute])
+    least = _least(first, second)
     tiles = pixels // max(least, 1)
     if fuse is not None:
         fused, why = fuse, f"fuse={fuse} was asked for"
@@ -341,15 +354,53 @@ def separable(
             f"two passes: {most} pixels of {c} channels fit in a tile, and rereading the pointwise "
             f"weights pays from {least}"
         )
-    elif tiles < FEWEST_TILES[backend]:
+    elif tiles < FEWEST_TILES["cpu"]:
         fused = False
         why = f"two passes: {tiles} tiles of {least} pixels leave processors idle"
     else:
         fused = True
         why = f"one launch: {most} pixels of {c} channels fit in a tile, {least} pay"
-    tile = max(1, min(most, -(-pixels // FEWEST_TILES[backend]))) if fused else 0
-    if fused:
-        # The intermediate is not rounded: it stays in the accumulator's dtype.
-        first = replace(first, output=first.compute)
-        second = replace(second, storage=first.compute)
-    return FusedPlan(first, second, fused, tile, why)
+    if not fused:
+        return FusedPlan(first, second, False, 0, why)
+    tile = max(1, min(most, -(-pixels // FEWEST_TILES["cpu"])))
+    return FusedPlan(*_unrounded(first, second), True, tile, why)
+
+
+def _unrounded(first: DepthwisePlan, second: PointwisePlan) -> tuple[DepthwisePlan, PointwisePlan]:
+    """Return plans whose intermediate stays in the accumulator's dtype."""
+    return replace(first, output=first.compute), replace(second, storage=first.compute)
+
+
+def _on_cuda(first: DepthwisePlan, second: PointwisePlan, fuse: bool | None) -> FusedPlan:
+    halves = cuda_fused.multiply_of(first, second) in cuda_fused.HALVES
+    one, two = (first, second) if halves else _unrounded(first, second)
+    tile = None if first.rank else cuda_fused.choose(one, two)
+    asked = "" if fuse is None else f"fuse={fuse} was asked for"
+    if fuse is False:
+        return FusedPlan(first, second, False, 0, asked)
+    if tile is None:
+        why = (
+            "two passes: low-rank weights filter whole columns first, which no tile shares"
+            if first.rank
+            else "two passes: shared memory has no room for the window of a tile"
+        )
+        return FusedPlan(first, second, False, 0, f"{asked}, but {why}" if asked else why)
+    covered = tile.width * tile.height
+    tiles = first.batch * cuda_fused.tiles_of(first, tile)
+    least = _least(first, second)
+    if not asked and not tile.resident and covered < least:
+        why = (
+            f"two passes: tiles have {covered} pixels, and rereading the pointwise weights pays "
+            f"from {least}"
+        )
+    elif not asked and tiles < FEWEST_TILES["cuda"]:
+        why = f"two passes: {tiles} tiles of {covered} pixels leave multiprocessors idle"
+    else:
+        reread = (
+            "all weights stay in shared memory"
+            if tile.resident
+            else f"rereading the pointwise weights pays from {least} pixels"
+        )
+        why = asked or f"one launch: {tiles} tiles of {covered} pixels, {reread}"
+        return FusedPlan(one, two, True, covered, why)
+    return FusedPlan(first, second, False, 0, why)

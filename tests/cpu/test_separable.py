@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numbasep.boundary import map_index
 from numbasep.cpu.separable import run_direct, run_separable
 from numbasep.plan.cpu_tiles import CpuTile, must_pack
 from numbasep.plan.geometry import Axis, SpatialPlan
+from tests.by_hand import axes, correlate
 
 TYPES = [
     ("float32", "float32", "float32"),
@@ -20,30 +20,6 @@ TYPES = [
     ("int16", "int64", "int32"),
     ("complex64", "complex64", "complex64"),
 ]
-
-
-def by_hand(plan: SpatialPlan, image: Any, kernel: Any) -> Any:
-    y, x = plan.y, plan.x
-    found = np.zeros((plan.planes, y.out, x.out, plan.channels), complex)
-    for i, j in np.ndindex(y.out, x.out):
-        for a, b in np.ndindex(y.taps, x.taps):
-            m = map_index(i * y.stride + y.origin + a * y.dilation, y.size, plan.boundary)
-            n = map_index(j * x.stride + x.origin + b * x.dilation, x.size, plan.boundary)
-            value = image[:, m, n].astype(complex) if m >= 0 and n >= 0 else plan.fillvalue
-            found[:, i, j] += kernel[a, b] * value
-    return found
-
-
-@st.composite
-def axes(draw: Any, most: int) -> Axis:
-    return Axis(
-        size=draw(st.integers(1, most)),
-        out=draw(st.integers(1, most)),
-        taps=draw(st.integers(1, 9)),
-        stride=draw(st.integers(1, 3)),
-        dilation=draw(st.integers(1, 3)),
-        origin=draw(st.integers(-12, 12)),
-    )
 
 
 @given(
@@ -83,7 +59,7 @@ def test_equals_sums_by_hand_for_every_tile(
         return out, down.T @ across
 
     out, kernel = run(image, tile)
-    expected = by_hand(plan, image, kernel)
+    expected = correlate(plan, image, kernel)
     if output == "uint8":
         expected = np.minimum(expected.real, 255)
     assert np.array_equal(out, expected)

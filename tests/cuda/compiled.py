@@ -33,6 +33,7 @@ class Budget:
     kernel: makes the ``numbasep.cuda.launch.Kernel``.
     per_output: most instructions per output on the interior path, with how many outputs of a
         thread one turn of the main loop gives; None for kernels that are not held to it.
+    per_multiply_add: most instructions per multiply-add of the innermost loop.
     occupancy: least share of a multiprocessor's threads that the registers leave room for.
     has: opcodes (beginnings) that must be there.
     """
@@ -42,6 +43,7 @@ class Budget:
     per_output: tuple[float, int] | None = None
     occupancy: float = 0.5
     has: tuple[str, ...] = ()
+    per_multiply_add: float | None = None
 
     def findings(self, code: Machine, threads: int) -> tuple[str, list[str]]:
         """Return a line of figures, and what breaks the budget."""
@@ -66,6 +68,11 @@ class Budget:
             text += f", {each:5.1f} instructions per output (at most {most:g})"
             if each > most:
                 broken.append(f"{each:.1f} instructions per output, at most {most:g}")
+        if self.per_multiply_add is not None:
+            each = code.density()
+            text += f", {each:5.2f} a multiply-add (at most {self.per_multiply_add:g})"
+            if each > self.per_multiply_add:
+                broken.append(f"{each:.2f} a multiply-add, at most {self.per_multiply_add:g}")
         return text, broken
 
 

@@ -43,15 +43,31 @@ class Machine:
     def count(self, *prefixes: str) -> int:
         return sum(n for name, n in self.opcodes.items() if name.startswith(prefixes))
 
-    def loop(self) -> list[str]:
-        """Return the loop with the most multiply-adds, from its label to its last branch."""
+    def loops(self) -> list[tuple[int, int]]:
+        """Return where each loop's label and its last branch are."""
         at = {line: i for i, line in enumerate(self.lines) if line.startswith(".")}
-        loops = []
+        found = []
         for i, line in enumerate(self.lines):
             target = TARGET.search(line)
             if opcode(line).startswith("BRA") and target and at.get(target.group(1), i + 1) <= i:
-                loops.append(self.lines[at[target.group(1)] : i + 1])
+                found.append((at[target.group(1)], i))
+        return found
+
+    def loop(self) -> list[str]:
+        """Return the loop with the most multiply-adds, from its label to its last branch."""
+        loops = [self.lines[first : last + 1] for first, last in self.loops()]
         return max(loops, key=lambda loop: (multiply_adds(loop), -len(loop)))
+
+    def density(self) -> float:
+        """Return instructions per multiply-add of the inner loop that has most of these."""
+        loops = self.loops()
+        inner = [
+            self.lines[first : last + 1]
+            for first, last in loops
+            if not any(first < one and other < last for one, other in loops)
+        ]
+        best = max(inner, key=lambda loop: (multiply_adds(loop), -len(loop)))
+        return sum(not line.startswith(".") for line in best) / multiply_adds(best)
 
     def interior(self) -> Counter[str]:
         """Return the instructions of one turn of that loop that does all the work.
