@@ -509,13 +509,6 @@ class _Uploads:
         return sum(size for _, _, size in self._kept.values())
 
 
-def most_shared() -> int:
-    """Return the bytes of shared memory that the device grants a block."""
-    if SIMULATOR:
-        return 227 * 1024
-    return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
-
-
 _uploads = _Uploads(256, 256 << 20)
 
 
@@ -528,6 +521,13 @@ def upload(array: Array, stream: Any = None, form: tuple[Any, ...] = ()) -> Any:
     if _local.session is not None:
         _local.session.uploaded(found)
     return found
+
+
+def most_shared() -> int:
+    """Return the bytes of shared memory that the device grants a block."""
+    if SIMULATOR:
+        return 227 * 1024
+    return int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 
 
 def available() -> tuple[bool, str]:
