@@ -16,22 +16,22 @@ Array = NDArray[Any]
 
 def correlate(plan: SpatialPlan, image: Array, kernel: Array) -> Array:
     """Return what backends write for a dense kernel, before rounding and saturation."""
-    y, x = plan.y, plan.x
     ys, xs = (
-        [
-            [map_index(o * a.stride + a.origin + k * a.dilation, a.size, plan.boundary)
-             for k in range(a.taps)]
-            for o in range(a.out)
-        ]
-        for a in (y, x)
-    )  # fmt: skip
+        np.array(
+            [
+                map_index(o * a.stride + a.origin + k * a.dilation, a.size, plan.boundary)
+                for k in range(a.taps)
+                for o in range(a.out)
+            ]
+        ).reshape(a.taps, a.out)
+        for a in (plan.y, plan.x)
+    )
     wide = image.astype(complex)
-    found = np.zeros((plan.planes, y.out, x.out, plan.channels), complex)
-    for i, j in np.ndindex(y.out, x.out):
-        for a, b in np.ndindex(y.taps, x.taps):
-            m, n = ys[i][a], xs[j][b]
-            value = wide[:, m, n] if m >= 0 and n >= 0 else plan.fillvalue
-            found[:, i, j] += kernel[a, b] * value
+    found = np.zeros((plan.planes, plan.y.out, plan.x.out, plan.channels), complex)
+    for a, b in np.ndindex(plan.y.taps, plan.x.taps):
+        rows, columns = ys[a][:, None], xs[b][None, :]
+        inside = ((rows >= 0) & (columns >= 0))[..., None]
+        found += kernel[a, b] * np.where(inside, wide[:, rows, columns], plan.fillvalue)
     return found
 
 

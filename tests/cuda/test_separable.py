@@ -7,6 +7,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from numbasep.plan.cuda_tiles import (
     tile,
     tile_shape,
 )
-from numbasep.plan.geometry import SpatialPlan
+from numbasep.plan.geometry import Axis, SpatialPlan
 from tests.by_hand import axes, correlate
 from tests.conftest import examples
 
@@ -106,14 +107,14 @@ def run(plan: SpatialPlan, image: Array, taps: list[Array], tile: CudaTile | Non
 
 @st.composite
 def plans(draw: Any, kinds: list[tuple[str, str, str]], **limits: int) -> SpatialPlan:
-    y, x = draw(axes(9, **limits)), draw(axes(20, **limits))
+    y, x = draw(axes(5, **limits)), draw(axes(10, **limits))
     boundary = draw(st.integers(0, 4))
     return SpatialPlan(
-        planes=draw(st.integers(1, 2)),
-        channels=draw(st.integers(1, 3)),
+        planes=draw(st.sampled_from((1, 1, 2))),
+        channels=draw(st.sampled_from((1, 1, 1, 2, 3))),
         y=y,
         x=x,
-        rank=draw(st.integers(0, 3)),
+        rank=draw(st.sampled_from((1, 1, 1, 0, 2, 3))),
         direct=False,
         boundary=boundary,
         fillvalue=2 if boundary == 0 else 0,
@@ -137,7 +138,8 @@ def check(plan: SpatialPlan, tile: CudaTile, others: list[CudaTile | None], seed
         expected = np.clip(expected, 0, 255)
     gap = int(rng.integers(0, 3)) * 8 // of(plan.storage).itemsize
     assert np.array_equal(run(plan, image, taps, tile, gap), expected.astype(of(plan.output)))
-    if plan.compute != "int64":  # Inexact sums: only the same order gives the same bits.
+    if seed % 2 and plan.compute != "int64":
+        # Inexact sums: only the same order gives the same bits.
         if plan.storage.startswith(("float", "complex", "bfloat")):
             image = (image * 0.3).astype(image.dtype)
         taps = [tap + np.array(1 / 7, plan.compute) for tap in taps]
@@ -181,23 +183,34 @@ def test_stream_equals_sums_by_hand_for_every_tile(data: Any, plan: SpatialPlan,
     threads = 4 * (-(-least // 4) + data.draw(st.integers(0, 1)))
     shape = stream_shape(plan, columns, steps, threads)
     tile = stream(plan, shape, data.draw(st.integers(1, 6)))
-    check(plan, tile, [None, general(plan)], seed)
+    check(plan, tile, [data.draw(st.sampled_from((None, general(plan))))], seed)
 
 
 @settings(max_examples=examples("cuda"))
 @given(
     data=st.data(),
-    plan=plans(REAL, stride=1, dilation=2, taps=19),
+    plan=plans(REAL, stride=1, dilation=2, taps=7),
     seed=st.integers(0, 99),
 )
 def test_tile_equals_sums_by_hand_for_every_tile(data: Any, plan: SpatialPlan, seed: int) -> None:
     plan = replace(plan, rank=max(plan.rank, 1))
-    run, threads = data.draw(st.sampled_from(((2, 8), (4, 16), (8, 64))))
+    run, threads = data.draw(st.sampled_from(((2, 8), (2, 16), (4, 16))))
     height = run * data.draw(st.integers(1, 2))
     unit = run * plan.x.dilation * plan.channels
     wide = data.draw(st.integers(1, 2)) * unit + (plan.x.taps - 1) * plan.x.dilation * plan.channels
     found = tile(plan, tile_shape(plan, wide | 1, run, threads), height)
     if found is None:  # More outputs than threads: one run a thread.
-        found = tile(plan, tile_shape(plan, wide | 1, run, 64), run)
+        found = tile(plan, tile_shape(plan, wide | 1, run, 32), run)
     assert found is not None
-    check(plan, found, [None, general(plan)], seed)
+    check(plan, found, [data.draw(st.sampled_from((None, general(plan))))], seed)
+
+
+@pytest.mark.parametrize("taps", range(14, 50, 9))
+@pytest.mark.parametrize("boundary", range(5))
+def test_tile_with_long_taps(taps: int, boundary: int) -> None:
+    y, x = Axis(3, 2, taps, origin=-taps // 2), Axis(4, 3, 63 - taps, origin=-20)
+    kinds = REAL[taps % len(REAL)]
+    plan = SpatialPlan(1, 1, y, x, 2, False, boundary, 2 * (boundary == 0), *kinds)
+    found = tile(plan, tile_shape(plan, 2 * taps + 70 | 1, 4, 8), 4)
+    assert found is not None
+    check(plan, found, [general(plan)], taps)
