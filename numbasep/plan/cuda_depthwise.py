@@ -195,6 +195,9 @@ def tile(
         1, min(whole(min(height, y.out), rows), threads * VECTOR // (width * channels) * rows)
     )
     high = max(rows, high // rows * rows)
+    # Tiles of one size that fill the result.
+    width = whole(-(-x.out // -(-x.out // width)), VECTOR)
+    high = whole(-(-y.out // -(-y.out // high)), rows)
     count, taps = terms, x.taps
     while True:
         found = _sizes(plan, width, high, channels, count, taps, slides)

@@ -89,12 +89,12 @@ def cases(
     dilation = draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 2), (3, 1))))
     stride = draw(st.sampled_from(((1, 1), (1, 1), (2, 2), (1, 2), (3, 1), (1, 9))))
     mode = draw(st.sampled_from(tuple(PAD)))
-    sides = tuple(draw(st.integers(0, 3)) for _ in range(4))
+    sides = tuple(draw(st.integers(0, 2)) for _ in range(4))
     size = [
-        draw(st.integers(max(1, (k - 1) * d + 1 - a - b), max(13, (k - 1) * d + 1)))
+        draw(st.integers(max(1, (k - 1) * d + 1 - a - b), max(7, (k - 1) * d + 1)))
         for k, d, a, b in zip(taps, dilation, sides[::2], sides[1::2], strict=True)
     ]
-    channels, multiplier = draw(st.integers(1, 5)), draw(st.sampled_from((1, 1, 2)))
+    channels, multiplier = draw(st.integers(1, 3)), draw(st.sampled_from((1, 1, 2)))
     batch, rank = draw(st.integers(1, 2)), draw(st.integers(1, 3)) if low_rank else 0
     filters = channels * multiplier
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -142,8 +142,8 @@ def test_low_rank_is_exact(case: Case, limits: dict[str, int]) -> None:
 
 @settings(max_examples=examples("cuda"))
 @given(
-    case=cases(layout="NCHW", most=7),
-    height=st.integers(1, 5),
+    case=cases(layout="NCHW", most=6),
+    height=st.integers(1, 4),
     threads=st.sampled_from((32, 64)),
     vector=st.sampled_from((0, 1, 2, 4, 8)),
 )
@@ -155,8 +155,8 @@ def test_rows_are_exact(case: Case, height: int, threads: int, vector: int) -> N
 
 @settings(max_examples=examples("cuda"))
 @given(
-    case=cases(layout="NHWC", most=7),
-    height=st.integers(1, 5),
+    case=cases(layout="NHWC", most=6),
+    height=st.integers(1, 4),
     lanes=st.integers(1, 3),
     threads=st.sampled_from((32, 64)),
     side=st.sampled_from((1, 2)),
