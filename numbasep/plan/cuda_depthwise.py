@@ -7,6 +7,9 @@ from functools import lru_cache
 
 from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
 
+# Places in an axis, and threads of a launch, are 32-bit numbers; offsets in memory are not.
+LONGEST = 2**31
+
 # Outputs of a thread side by side in the tile kernel.
 VECTOR = 4
 
@@ -168,7 +171,17 @@ def tile(
     threads: int = 256,
     budget: int = 46 * 1024,
 ) -> Tile:
-    """Return a tile of at most the sizes given; ``threads`` is exceeded by no block."""
+    """Return a tile of at most the sizes given; ``threads`` is exceeded by no block.
+
+    Raises ValueError where an axis is too long for the kernels' places in it.
+    """
+    for axis in (plan.y, plan.x):
+        longest = max(axis.size, (axis.out - 1) * axis.stride + axis.extent)
+        if longest >= LONGEST:
+            raise ValueError(
+                f"x: {longest} rows or columns arrived with their padding; on CUDA there may be "
+                f"{LONGEST - 1}: split x, overlapping by the kernel"
+            )
     planar = plan.layout == "NCHW"
     size = ITEMSIZE[plan.compute]
     x, y, terms = plan.x, plan.y, plan.rank or plan.y.taps
@@ -182,6 +195,9 @@ def tile(
         1, min(whole(min(height, y.out), rows), threads * VECTOR // (width * channels) * rows)
     )
     high = max(rows, high // rows * rows)
+    # Tiles of one size that fill the result.
+    width = whole(-(-x.out // -(-x.out // width)), VECTOR)
+    high = whole(-(-y.out // -(-y.out // high)), rows)
     count, taps = terms, x.taps
     while True:
         found = _sizes(plan, width, high, channels, count, taps, slides)
@@ -316,6 +332,9 @@ def rows(
             height = -(-height // 2)
         strips = -(-y.out // (y.dilation * height))
         height = -(-y.out // (y.dilation * strips))
+    units = plan.batch * plan.filters * strips_of(plan, height) * y.dilation * across
+    if max(x.size * size, x.out * narrow, y.size, units) >= LONGEST:
+        return None
     while threads > 32 and shared_bytes(plan, shape, height, threads) > 46 * 1024:
         threads //= 2
     return Rows(shape, height, threads, start)
@@ -381,6 +400,10 @@ def pixels(
             height = -(-height // 2)
         strips = -(-y.out // (y.dilation * height))
         height = -(-y.out // (y.dilation * strips))
+    units = plan.batch * strips_of(plan, height) * y.dilation * -(-x.out // side)
+    row = max(x.size * size, x.out * narrow) * plan.channels
+    if max(row, y.size, units * -(-groups // lanes)) >= LONGEST:
+        return None
     return Pixels(shape, height, lanes)
 
 
