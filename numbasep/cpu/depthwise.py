@@ -84,7 +84,7 @@ NUMBERS = 54
 PER_CALL = 5
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def filter_plane(
     g: int, src: int, taps: int, bias: int, dst: int, pitch: int, rows: int, shared: int,
     compute: Any, spec: Any,
@@ -101,7 +101,7 @@ def filter_plane(
         )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def filter_rows(
     g: int, src: int, taps: int, bias: int, dst: int, step: int, pitch: int, rows: int,
     shared: int, compute: Any, spec: Any,
@@ -153,7 +153,7 @@ def filter_rows(
         y += 1
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def next_pixels(i: int, count: int) -> int:
     """Return where the block at i starts: pixels left over are in the last one once more, or alone
     where they are one."""
@@ -162,7 +162,7 @@ def next_pixels(i: int, count: int) -> int:
     return i
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def filter_pixels(
     g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
     compute: Any, spec: Any,
@@ -204,7 +204,7 @@ def filter_pixels(
             i += 1
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def filter_pointed(
     g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
     compute: Any, spec: Any,
@@ -246,7 +246,7 @@ def filter_pointed(
             i += 1
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def move_row(
     src: int, dst: int, n: int, storage: Any, compute: Any, output: Any, spec: Any
 ) -> None:
@@ -260,7 +260,7 @@ def move_row(
         move_edge(src + i * size, dst + i * narrow, n - i, storage, compute, output, spec)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pack_rows(
     src: int, dst: int, n: int, rows: int, src_pitch: int, dst_pitch: int, stride: int, phase: int,
     left: int, storage: Any, compute: Any, spec: Any,
@@ -390,7 +390,7 @@ def finisher(compute: str, output: str, activation: int, version: int = VERSION)
     return finish
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pack_band(p: Array, base: int, first: int, rows: int, to: int) -> None:
     """Pack image rows ``first`` and on of a plane with what stands around them."""
     pitch, wide = p[PITCH], p[WIDE]
@@ -422,7 +422,7 @@ def pack_band(p: Array, base: int, first: int, rows: int, to: int) -> None:
             move(slot + source, slot + where, wide)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def clear_band(p: Array, scratch: int, rows: int) -> None:
     """Write zeros where ``pack_band`` leaves what is outside the image."""
     if p[BOUNDARY] == boundaries.FILL:
@@ -430,7 +430,7 @@ def clear_band(p: Array, scratch: int, rows: int) -> None:
         numba.carray(simd.as_pointer(scratch + p[ROWS_AT]), needed * p[PITCH] // 8)[:] = 0
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def plane_band(
     p: Array, scratch: int, base: int, c: int, y0: int, rows: int, dst: int, plane: int, pitch: int
 ) -> None:
@@ -459,7 +459,7 @@ def plane_band(
         )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pack_pixels(
     p: Array, base: int, first: int, rows: int, x0: int, count: int, f0: int, n: int, to: int
 ) -> None:
@@ -482,7 +482,7 @@ def pack_pixels(
                     atomics.call7(p[PACK], src + c * size, dst + f * p[WIDE], 1, 1, 0, 0, 0)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pixel_segment(
     p: Array, scratch: int, base: int, f0: int, n: int, y0: int, rows: int, x0: int, x1: int,
     dst: int, pitch: int,
@@ -541,7 +541,7 @@ def pixel_segment(
         )
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pixel_row(
     p: Array, function: int, geometry: int, table: int, step: int, x: int, f0: int, n: int,
     dst: int, count: int,
@@ -560,7 +560,7 @@ def pixel_row(
         )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pixel_band(
     p: Array, scratch: int, base: int, f0: int, n: int, y0: int, rows: int, dst: int, pitch: int
 ) -> None:
@@ -597,7 +597,7 @@ def pixel_band(
         )  # fmt: skip
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of groups of channels until there are none."""
     p = simd.as_pointer(numbers)

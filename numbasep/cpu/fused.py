@@ -35,7 +35,7 @@ FIRST, SECOND, PANEL, PITCH, ACTIVATE, SHARES, SHARE = range(7)
 NUMBERS = 7
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
     s = simd.as_pointer(numbers)

@@ -60,7 +60,7 @@ NUMBERS = 24
 PER_CALL = 4
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_block(
     g: int, a: int, b: int, c: int, bias: int, rows: int, n: int, compute: Any, spec: Any
 ) -> None:
@@ -126,7 +126,7 @@ def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
     return mix
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_planes(q: Array, scratch: int, panel: int, out: int, n: int, first: int, last: int) -> None:
     """Output channels first to last of n pixels, from a panel of all channels; NCHW."""
     wide, narrow = q[WIDE], q[NARROW]
@@ -148,7 +148,7 @@ def mix_planes(q: Array, scratch: int, panel: int, out: int, n: int, first: int,
             atomics.call3(q[FINISH], result + r * q[PITCH], out + (o + r) * row, n)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_pixels(
     q: Array, scratch: int, pixels: int, out: int, count: int, first: int, last: int
 ) -> None:
@@ -171,7 +171,7 @@ def mix_pixels(
                 atomics.call3(q[FINISH], result + r * block * wide, to, n)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take tiles of pixels, and shares of the output channels, until there are none."""
     q = simd.as_pointer(numbers)
@@ -213,7 +213,7 @@ def driver(version: int = VERSION) -> Any:
     return driver
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def transpose_work(numbers: int, taken: int, items: int, compute: Any) -> None:
     """Pack blocks of output channels: for each channel the weights of a block are neighbours."""
     q = simd.as_pointer(numbers)

@@ -83,7 +83,7 @@ PER_CALL = 9
 UNPACKED = 9
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def convert_row(src: int, dst: int, n: int, ahead: int, storage: Any, compute: Any) -> None:
     """Convert n elements; ask memory for those at ``ahead``."""
     lanes, size, wide = simd.vector_lanes(compute), simd.size_of(storage), simd.size_of(compute)
@@ -102,7 +102,7 @@ def convert_row(src: int, dst: int, n: int, ahead: int, storage: Any, compute: A
             i += 1
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def column_rows(
     table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
     compute: Any,
@@ -144,7 +144,7 @@ def column_rows(
                 i += 1
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def result_row(
     src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int,
     compute: Any, output: Any, permutes: Any,
@@ -229,7 +229,7 @@ def move(src: int, dst: int, size: int) -> None:
             atomics.copy8(src + 8, dst + 8)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def find_edges(
     edges: int, first: int, span: int, low: int, high: int, width: int, boundary: int
 ) -> int:
@@ -253,7 +253,7 @@ def find_edges(
     return count
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pack_row(
     p: Array, row: int, ahead: int, dst: int, fill: int, low: int, start: int, inside: int,
     edges: int, count: int,
@@ -280,7 +280,7 @@ def pack_row(
                 atomics.call4(p[CONVERTER], row + (outside + c) * size, where, 1, 0)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def split(src: int, dst: int, stride: int, phase: int, span: int, pixel: int, wide: int) -> None:
     """Every stride-th pixel to itself, so that a strided row pass reads neighbours."""
     for position in range(span):
@@ -289,7 +289,7 @@ def split(src: int, dst: int, stride: int, phase: int, span: int, pixel: int, wi
             move(src + position * pixel + byte, where + byte, wide)
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def packed_strip(
     p: Array, scratch: int, base: int, out: int, first_row: int, rows: int, x0: int, x1: int
 ) -> None:
@@ -355,7 +355,7 @@ def packed_strip(
         y += group
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def unpacked_strip(p: Array, scratch: int, out: int, rows: int, x0: int, x1: int) -> None:
     """A strip of a band from image rows where they are, through the table of the band."""
     channels, kh, terms, wide, pitch = p[C], p[KH], p[TERMS], p[WIDE], p[PITCH]
@@ -422,7 +422,7 @@ def driver(version: int = VERSION) -> Any:
     return driver
 
 
-@njit(error_model="numpy")
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
     p = simd.as_pointer(numbers)
