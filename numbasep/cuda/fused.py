@@ -171,9 +171,11 @@ def _fused(
         warp_m = i32(i32(warp // warps_n) * span_m)
         warp_n = i32(i32(warp % warps_n) * span_n)
         if tensor:
-            load_m, load_n = i32(warp_m + 4 * (lane >> 2)), i32(warp_n + 4 * (lane >> 2))
+            # Column 2 q + e of a fragment is in the quad at 16 e + 4 q: full sectors are stored.
+            quad = i32(16 * ((lane >> 2) & 1) + 4 * (lane >> 3))
+            load_m, load_n = i32(warp_m + quad), i32(warp_n + quad)
             first_row = i32(lane & 3)
-            sum_n = i32(warp_n + 8 * (lane & 3))
+            sum_n = i32(warp_n + 4 * (lane & 3))
         else:
             load_m, load_n = i32(warp_m + 4 * (lane >> 3)), i32(warp_n + 4 * (lane & 7))
             first_row = i32(0)
@@ -306,7 +308,7 @@ def _fused(
                     if planar:
                         for j in range(groups_n * quads):
                             unroll()
-                            p = i32(sum_n + (j // quads) * 32 + j % quads * 4)
+                            p = i32(sum_n + (j // quads) * 32 + j % quads * 16)
                             y = i32(u32(p) // u32(tile_width))
                             x = i32(x0 + i32(p - y * tile_width))
                             left = i32(out_width - x)
@@ -337,18 +339,18 @@ def _fused(
                             place = i64(start + (i64(y0 + y) * out_width + x) * all_outputs)
                             for j in range(groups_n * quads):
                                 unroll()
-                                o = i32(o0 + sum_n + (j // quads) * 32 + j % quads * 4)
+                                o = i32(o0 + sum_n + (j // quads) * 32 + j % quads * 16)
                                 left = i32(all_outputs - o)
                                 if y_inside and x < out_width and left > 0:
-                                    quad = load_biases(kernels, i64(o))
+                                    part_biases = load_biases(kernels, i64(o))
                                     at = i * across + 4 * j
                                     write(
                                         out, place + o,
                                         (
-                                            finish(sums[at + 0], quad[0]),
-                                            finish(sums[at + 1], quad[1]),
-                                            finish(sums[at + 2], quad[2]),
-                                            finish(sums[at + 3], quad[3]),
+                                            finish(sums[at + 0], part_biases[0]),
+                                            finish(sums[at + 1], part_biases[1]),
+                                            finish(sums[at + 2], part_biases[2]),
+                                            finish(sums[at + 3], part_biases[3]),
                                         ),
                                         left, aligned,
                                     )  # fmt: skip

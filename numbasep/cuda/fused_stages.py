@@ -283,7 +283,7 @@ def multiplying(shape: FusedShape, compute: str) -> Any:
                             unroll()
                             for c in range(4):
                                 unroll()
-                                # Column 2 q of a fragment is column 8 q + c, the next 8 q + 4 + c.
+                                # Of a fragment's columns 2 q and 2 q + 1: element c of two quads.
                                 at = (4 * i + r) * wide + 8 * j + c
                                 done = multiply(
                                     left,

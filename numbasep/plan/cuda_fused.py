@@ -93,19 +93,19 @@ class FusedShape:
     # From one word of channels to the next: fragments of neighbours fall in different banks.
     @property
     def m_pitch(self) -> int:
-        return self.m + 8
+        return self.m + 4
 
     @property
     def n_pitch(self) -> int:
-        return self.n + 8
+        return self.n + 4
 
     @property
     def output_pitch(self) -> int:
-        return self.outputs + 8
+        return self.m_pitch if self.planar else self.n_pitch
 
     @property
     def pixel_pitch(self) -> int:
-        return self.pixels + 8
+        return self.n_pitch if self.planar else self.m_pitch
 
 
 @dataclass(frozen=True, slots=True)
