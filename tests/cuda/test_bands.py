@@ -467,3 +467,22 @@ def test_explain_names_the_bands() -> None:
     assert any("bands" in note and "planes" in note for note in said.notes)
     said = explain(separable_conv2d, (200, 200), ([1.0], [1.0]), backend="cuda")
     assert not any("bands" in note for note in said.notes)
+
+
+def test_images_larger_than_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands take no more than what is free, and nothing has to be tried first."""
+    x = np.random.default_rng(0).integers(0, 255, (2, 60, 20, 3), np.uint8)
+    options: dict[str, Any] = {"boundary": "wrap", "axes": (1, 2), "backend": "cuda"}
+    whole = separable_conv2d(x, ([1, 2, 1], [1, 2]), **options)
+    free, taken = 6_000, []
+
+    def counted(size: int) -> Any:
+        taken.append(size)
+        return memory(size)
+
+    monkeypatch.setattr(planner, "LARGE", 0)
+    monkeypatch.setattr(transfers, "free", lambda: free)
+    monkeypatch.setattr(transfers, "memory", counted)
+    found = separable_conv2d(x, ([1, 2, 1], [1, 2]), **options)
+    assert found.tobytes() == whole.tobytes()
+    assert free // 3 < sum(taken) <= free < x.nbytes + whole.nbytes
