@@ -41,8 +41,8 @@ export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 # Stages in turn and the most seconds of each.
 order=(
-    packages:10 versions:15 ceilings:25 warm:70 tests:100 memcheck:35 racecheck:35 overhead:15
-    separable:75 depthwise:45 fused:45 pointwise:30 summary:20 goals:10
+    packages:10 versions:25 ceilings:25 warm:65 tests:95 memcheck:35 racecheck:35 overhead:20
+    separable:70 depthwise:45 fused:45 pointwise:30 summary:20 goals:10
 )
 declare -A budget=()
 total=0

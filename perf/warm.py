@@ -10,6 +10,7 @@ share is compiled for the first of them. ``--list`` only counts, and needs no GP
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -23,6 +24,7 @@ import ml_dtypes  # noqa: F401  (NumPy's name for bfloat16)
 import numpy as np
 
 import numbasep
+from numbasep import devices
 from perf import cases, contenders, launch_cost, run, sanitize
 from perf.cases import Case, Channelwise, Separable
 
@@ -67,6 +69,22 @@ def _layer_calls(case: Channelwise, tensor: Callable[..., Any]) -> Iterator[Call
         yield lambda: function(image, *weights, precision="tf32", **settings)
 
 
+@contextlib.contextmanager
+def pretended(*, compiles: bool = False) -> Iterator[None]:
+    """Let calls be made without arrays, those that they make for themselves included."""
+    kept = devices.Torch.empty
+
+    def empty(self: Any, shape: tuple[int, ...], dtype: str, *more: Any) -> Any:
+        return launch_cost.TorchTensor(shape, dtype, 3 << 40)
+
+    devices.Torch.empty = empty  # type: ignore[method-assign]
+    try:
+        with launch_cost.stand_ins(compiles=compiles):
+            yield
+    finally:
+        devices.Torch.empty = kept  # type: ignore[method-assign]
+
+
 def distinct(found: list[Case]) -> tuple[list[Case], int]:
     """Return cases that need all kernels between them, and the number of kernels."""
     from numbasep.cuda import launch
@@ -78,7 +96,7 @@ def distinct(found: list[Case]) -> tuple[list[Case], int]:
         return kernel
 
     chosen = []
-    with launch_cost.stand_ins():
+    with pretended():
         launch.Kernel._compile = noted  # type: ignore[method-assign]
         for case in found:
             before = len(needed)
@@ -92,7 +110,7 @@ def distinct(found: list[Case]) -> tuple[list[Case], int]:
 def compiled(case: Case) -> tuple[float, str]:
     """Compile a case's kernels for the device; return the seconds, and what went wrong."""
     started, wrong = time.monotonic(), ""
-    with launch_cost.stand_ins(compiles=True):
+    with pretended(compiles=True):
         try:
             for call in calls(case):
                 call()
