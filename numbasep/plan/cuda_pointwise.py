@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from numbasep.plan.channelwise import FEWEST_TILES, ITEMSIZE, PointwisePlan
+from numbasep.plan.cuda_depthwise import alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,9 @@ class FmaTile:
         """Return the bytes of two buffers of weights and image."""
         return 2 * self.depth * (self.outputs + self.pitch) * size
 
+    def __str__(self) -> str:
+        return f"{self.outputs} outputs by {self.pixels} pixels, {self.threads} threads"
+
     def check(self) -> None:
         """Refuse what the kernel does not cover."""
         self.image.check()
@@ -261,6 +265,9 @@ class MmaTile:
         sums = 4 * self.fragments[0] * self.fragments[1]
         return max(1, (256 if sums > 64 else 512) // self.threads)
 
+    def __str__(self) -> str:
+        return f"{self.outputs} outputs by {self.pixels} pixels, {self.threads} threads"
+
     def check(self) -> None:
         """Refuse what the kernel does not cover."""
         if self.fragments[1] not in (1, 2, 4, 8):
@@ -271,6 +278,14 @@ class MmaTile:
             raise ValueError(f"{self}: rows of {self.chunks} times 16 bytes")
         self.image.check()
         self.weights.check()
+
+
+def alignments(plan: PointwisePlan, image: int, out: int) -> tuple[int, int]:
+    """Return the bytes, at most 16, to which all rows are aligned of arrays at two addresses."""
+    planar = plan.layout == "NCHW"
+    image |= (plan.pixels if planar else plan.channels) * ITEMSIZE[plan.storage]
+    out |= (plan.pixels if planar else plan.outputs) * ITEMSIZE[plan.output]
+    return alignment(image), alignment(out)
 
 
 def operand(plan: PointwisePlan) -> str | None:
