@@ -338,9 +338,7 @@ def pointwise(x: Any, *args: Any, **options: Any) -> Explanation:
         ways = (Way("one launch", True, (launch,), place.machine.name, why),)
         notes.append(why)
     dense = prod(seen) * plan.channels
-    return _explained(
-        "pointwise_conv2d", place, plan.output, seen, ways, dense, 0, 0.0, notes
-    )
+    return _explained("pointwise_conv2d", place, plan.output, seen, ways, dense, 0, 0.0, notes)
 
 
 def separable(x: Any, *args: Any, **options: Any) -> Explanation:
