@@ -112,7 +112,7 @@ def _place(call: Call, seen: tuple[int, ...], dtype: str) -> tuple[Place, list[s
     if isinstance(call, calls.DeviceCall):
         image = 0 if call.copied else call.x.address
         out = target.address if isinstance(target, Device) else 0
-    else:
+    elif isinstance(call, calls.HostCall):
         notes.append("x is copied to the device, and the result back")
     return Place("cuda", bound.H200, 0, image, out), notes
 

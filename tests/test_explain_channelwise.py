@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,9 @@ def test_tiles_are_the_launchers(name: str, backend: str, monkeypatch: pytest.Mo
     assert said.launches == len(taken)
     assert (said.shape, said.dtype) == (result.shape, result.dtype.name)
     shapes = [one if isinstance(one, numbasep.SeparableKernel) else one.shape for one in args]
-    assert explain(op, *shapes, backend=backend, **options) == said
+    # Where a shape stands for an array, nothing is known of where it is.
+    known = explain(op, *shapes, backend=backend, **options)
+    assert replace(known, notes=()) == replace(said, notes=())
 
 
 def test_notes(backend: str) -> None:
