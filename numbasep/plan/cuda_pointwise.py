@@ -71,7 +71,7 @@ class Spread:
         else:
             whole &= self.threads % self.inner == 0
         if not whole:
-            raise ValueError(f"{self}: the pieces cannot be shared evenly")
+            raise ValueError(f"{self!r}: the pieces cannot be shared evenly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,11 +271,11 @@ class MmaTile:
     def check(self) -> None:
         """Refuse what the kernel does not cover."""
         if self.fragments[1] not in (1, 2, 4, 8):
-            raise ValueError(f"{self}: {self.fragments[1]} fragments across")
+            raise ValueError(f"{self!r}: {self.fragments[1]} fragments across")
         if self.depth % OPERANDS[self.operand][1]:
-            raise ValueError(f"{self}: part of a multiply-add")
+            raise ValueError(f"{self!r}: part of a multiply-add")
         if self.chunks not in (2, 4, 8) or self.threads < 8 * self.chunks:
-            raise ValueError(f"{self}: rows of {self.chunks} times 16 bytes")
+            raise ValueError(f"{self!r}: rows of {self.chunks} times 16 bytes")
         self.image.check()
         self.weights.check()
 
