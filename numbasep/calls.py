@@ -31,10 +31,12 @@ class Call:
 
     shape, layout, dtype: of ``x`` as the kernels see it. batched: whether it has an N axis.
     turned: NCHW arrays that stand channels last in memory, as torch has it; the kernels see NHWC.
+    copied: whether ``x`` has to be copied before the kernels can read it.
     """
 
     backend: str
     more: dict[str, Any]
+    copied: bool = False
 
     def __init__(self, shape: tuple[int, ...], dtype: str, layout: Any) -> None:
         self.dtype = planner.storage_of(dtype)
@@ -66,6 +68,14 @@ def _module(backend: str, name: str) -> Any:
     return importlib.import_module(f"numbasep.{backend}.{name}")
 
 
+def host_backend(backend: Any, stream: Any) -> str:
+    """Return where a call between host arrays runs."""
+    name = "cpu" if backend is None else checks.choice("backend", backend, BACKENDS)
+    if stream is not None and name == "cpu":
+        raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
+    return name
+
+
 class HostCall(Call):
     """A call between host arrays, on either backend."""
 
@@ -77,9 +87,7 @@ class HostCall(Call):
             devices.refuse("out", out, "and x is in host memory; pass a host array")
             self.out, place_kind = arrays.adopt("out", out)
             arrays.check_kinds(self.kind.name, place_kind.name)
-        self.backend = "cpu" if backend is None else checks.choice("backend", backend, BACKENDS)
-        if stream is not None and self.backend == "cpu":
-            raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
+        self.backend = host_backend(backend, stream)
         self.stream = stream
         self.more = {"stream": stream} if self.backend == "cuda" else {}
         super().__init__(self.x.shape, checks.name_of(self.x.dtype), layout)
@@ -90,13 +98,14 @@ class HostCall(Call):
         ):
             self.x = np.moveaxis(self.x, -3, -1)
             self.turn()
+        flags = self.x.flags
+        self.copied = not (flags.c_contiguous and flags.aligned and self.x.dtype.isnative)
         self.result: Array | None = None
 
     def image(self) -> Any:
         """Return ``x`` as the kernels take it, four dimensions."""
         x = self.x
-        flags = x.flags
-        if not (flags.c_contiguous and flags.aligned and x.dtype.isnative):
+        if self.copied:
             x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
         x = x if self.batched else x[None]
         if self.backend == "cpu":
@@ -114,15 +123,20 @@ class HostCall(Call):
 
     def _place(self, channels: int, size: tuple[int, ...], dtype: str) -> Array:
         shape, seen = self.shapes(channels, size)
+        place = self.direct(seen, dtype)
+        if place is not None:
+            return place
+        return np.empty(shape, self.x.dtype.newbyteorder("=") if dtype == self.dtype else dtype)
+
+    def direct(self, seen: tuple[int, ...], dtype: str) -> Array | None:
+        """Check ``out``; return it as the kernels see it, None where they cannot write into it."""
         if self.out is None:
             arrays.check_wrap(self.kind.name, dtype)
-        else:
-            arrays.check_out(self.out, seen, dtype)
-            place = np.moveaxis(self.out, -3, -1) if self.turned else self.out
-            usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
-            if usable and not np.may_share_memory(self.x, place):
-                return place
-        return np.empty(shape, self.x.dtype.newbyteorder("=") if dtype == self.dtype else dtype)
+            return None
+        arrays.check_out(self.out, seen, dtype)
+        place = np.moveaxis(self.out, -3, -1) if self.turned else self.out
+        usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
+        return place if usable and not np.may_share_memory(self.x, place) else None
 
     def fresh(self, shape: tuple[int, ...]) -> Array:
         """Return an array of the image's dtype for an intermediate result."""
@@ -146,26 +160,30 @@ class HostCall(Call):
 
 
 class DeviceCall(Call):
-    """A call between arrays on a device; what it makes and launches is its session's."""
+    """A call between arrays on a device; what it makes and launches is its session's.
+
+    session: None for a call that launches nothing.
+    """
 
     backend = "cuda"
 
     def __init__(self, session: Any, x: Device, out: Device | None, layout: Any) -> None:
         self.session, self.x, self.out = session, x, out
-        self.more = {"stream": session.stream}
+        self.more = {} if session is None else {"stream": session.stream}
         super().__init__(x.shape, x.dtype, layout)
         if self.layout == "NCHW" and not x.dense:
             last = x.transposed(LAST[len(x.shape)])
             if last.dense:
                 self.x = last
                 self.turn()
+        self.copied = not self.x.dense
 
     def image(self) -> Device:
         """Return ``x`` as the kernels take it, four dimensions, copied where it is not dense."""
         from numbasep.cuda import copying
 
         x = self.x
-        if not x.dense:
+        if self.copied:
             dense: Device = self.session.empty(x.shape, x.dtype)
             copying.copy(x, dense, self.session.stream)
             x = dense
@@ -174,16 +192,22 @@ class DeviceCall(Call):
     def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Device:
         """Return the array that the kernels write; ``out`` itself where it can be."""
         shape, seen = self.shapes(channels, size)
-        result = self.out
-        if result is not None:
-            arrays.check_out(result, seen, dtype)
-        if result is None or self.x.overlaps(result) or not self._seen(result).dense:
+        result = self.direct(seen, dtype)
+        if result is None:
             order = tuple(range(len(seen)))
             if self.turned:
                 order = LAST[len(seen)]
             result = self.session.empty(seen, dtype, order)
         self.result: Device = result
         return self._seen(result).reshape(shape if self.batched else (1, *shape))
+
+    def direct(self, seen: tuple[int, ...], dtype: str) -> Device | None:
+        """Check ``out``; return it, None where the kernels cannot write into it."""
+        if self.out is None:
+            return None
+        arrays.check_out(self.out, seen, dtype)
+        apart = self.x.overlaps(self.out) or not self._seen(self.out).dense
+        return None if apart else self.out
 
     def _seen(self, result: Device) -> Device:
         """Return the result as the kernels see it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep import arrays, devices, lazy, nvtx
-from numbasep.calls import DeviceCall, HostCall, run
+from numbasep.calls import Call, DeviceCall, HostCall, run
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
-from numbasep.plan.channelwise import FusedPlan
+from numbasep.plan.channelwise import DepthwisePlan, FusedPlan, PointwisePlan
 
 Array = NDArray[Any]
 
@@ -92,8 +93,8 @@ def depthwise_conv2d(
         return run(_depthwise, x, (weight, bias), options, layout, out, backend, stream)
 
 
-def _depthwise(
-    call: HostCall | DeviceCall,
+def plan_depthwise(
+    call: Call,
     weight: Any,
     bias: Any,
     stride: Any,
@@ -101,7 +102,8 @@ def _depthwise(
     dilation: Any,
     padding_mode: Any,
     activation: Any,
-) -> Any:
+) -> tuple[DepthwisePlan, Taps, Array]:
+    """Check the arguments of ``depthwise_conv2d``; return the plan, the weights and the bias."""
     taps = _depthwise_weight("weight", weight, call.dtype)
     plan = _planned(
         planner.depthwise,
@@ -117,7 +119,11 @@ def _depthwise(
         layout=call.layout,
         activation=activation,
     )
-    bias = _bias("bias", bias, plan.filters, plan.compute)
+    return plan, taps, _bias("bias", bias, plan.filters, plan.compute)
+
+
+def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
+    plan, taps, bias = plan_depthwise(call, *arguments)
     result = call.place(plan.filters, (plan.y.out, plan.x.out), plan.output)
     if result.size:
         call.module("depthwise").run_depthwise(
@@ -178,9 +184,10 @@ def pointwise_conv2d(
         return run(_pointwise, x, (weight, bias), options, layout, out, backend, stream)
 
 
-def _pointwise(
-    call: HostCall | DeviceCall, weight: Any, bias: Any, activation: Any, precision: Any
-) -> Any:
+def plan_pointwise(
+    call: Call, weight: Any, bias: Any, activation: Any, precision: Any
+) -> tuple[PointwisePlan, Array, Array]:
+    """Check the arguments of ``pointwise_conv2d``; return the plan, the weights and the bias."""
     matrix, weights = _pointwise_weight("weight", weight, call.dtype)
     plan = _planned(
         planner.pointwise,
@@ -192,7 +199,11 @@ def _pointwise(
         activation=activation,
         precision=precision,
     )
-    bias = _bias("bias", bias, plan.outputs, plan.compute)
+    return plan, matrix, _bias("bias", bias, plan.outputs, plan.compute)
+
+
+def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
+    plan, matrix, bias = plan_pointwise(call, *arguments)
     result = call.place(plan.outputs, call.spatial, plan.output)
     if result.size:
         call.module("pointwise").run_pointwise(
@@ -289,8 +300,20 @@ def depthwise_separable_conv2d(
         )
 
 
-def _separable(
-    call: HostCall | DeviceCall,
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Checked arguments of ``depthwise_separable_conv2d``: two plans, and what they take."""
+
+    first: DepthwisePlan
+    second: PointwisePlan
+    taps: Taps
+    matrix: Array
+    biases: tuple[Array, Array]
+    fuse: bool | None
+
+
+def plan_separable(
+    call: Call,
     depthwise_weight: Any,
     depthwise_bias: Any,
     pointwise_weight: Any,
@@ -303,7 +326,8 @@ def _separable(
     activation: Any,
     precision: Any,
     fuse: Any,
-) -> Any:
+) -> Both:
+    """Check the arguments of ``depthwise_separable_conv2d``."""
     if fuse is not None and not isinstance(fuse, (bool, np.bool_)):
         raise TypeError(f"fuse: {fuse!r} arrived; pass None, True or False")
     if call.dtype == "int8":
@@ -347,10 +371,17 @@ def _separable(
         _bias("depthwise_bias", depthwise_bias, first.filters, first.compute),
         _bias("pointwise_bias", pointwise_bias, second.outputs, second.compute),
     )
+    return Both(first, second, taps, matrix, biases, None if fuse is None else bool(fuse))
+
+
+def _separable(call: HostCall | DeviceCall, *arguments: Any) -> Any:
+    both = plan_separable(call, *arguments)
+    first, second = both.first, both.second
     result = call.place(second.outputs, (first.y.out, first.x.out), second.output)
     if result.size:
-        plan = planner.separable(first, second, None if fuse is None else bool(fuse), call.backend)
-        _run_separable(call, plan, taps, _cast(matrix, second.compute), biases, result)
+        plan = planner.separable(first, second, both.fuse, call.backend)
+        matrix = _cast(both.matrix, second.compute)
+        _run_separable(call, plan, both.taps, matrix, both.biases, result)
     return call.finish()
 
 
@@ -375,7 +406,7 @@ def _kept(make: Any, seen: Any, names: Any, values: Any, kinds: Any) -> Any:
 def _run_separable(
     call: HostCall | DeviceCall,
     plan: FusedPlan,
-    taps: _Taps,
+    taps: Taps,
     matrix: Array,
     biases: tuple[Array, Array],
     result: Any,
@@ -413,7 +444,7 @@ def _joined(array: Any, layout: str) -> Any:
     return array.reshape((n, a, b * c) if layout == "NCHW" else (n, a * b, c))
 
 
-class _Taps:
+class Taps:
     """Depthwise weights: dense (filters, kh, kw), or the factors of each filter."""
 
     def __init__(self, dense: Array | None, columns: Array | None, rows: Array | None) -> None:
@@ -464,7 +495,7 @@ def _adopted(argument: str, value: Any, dtype: str) -> Array:
     return array
 
 
-def _depthwise_weight(argument: str, weight: Any, dtype: str) -> _Taps:
+def _depthwise_weight(argument: str, weight: Any, dtype: str) -> Taps:
     stack = isinstance(weight, (list, tuple)) and len(weight) > 0
     if stack and all(isinstance(one, SeparableKernel) for one in weight):
         sizes = {one.shape[-2:] for one in weight}
@@ -489,7 +520,7 @@ def _depthwise_weight(argument: str, weight: Any, dtype: str) -> _Taps:
             f"{argument}: shape {array.shape} arrived; pass (C * M, 1, kh, kw), (C, kh, kw), or "
             "SeparableKernels"
         )
-    return _Taps(array, None, None)
+    return Taps(array, None, None)
 
 
 def _padded(argument: str, taps: Array, rank: int) -> Array:
@@ -502,7 +533,7 @@ def _padded(argument: str, taps: Array, rank: int) -> Array:
     return np.pad(taps, ((0, rank - len(taps)), (0, 0)))
 
 
-def _factors(argument: str, columns: Array, rows: Array, dtype: str) -> _Taps:
+def _factors(argument: str, columns: Array, rows: Array, dtype: str) -> Taps:
     if columns.ndim == 4 and columns.shape[1] == 1:
         columns, rows = columns[:, 0], rows[:, 0]
     if columns.ndim != 3:
@@ -526,7 +557,7 @@ def _factors(argument: str, columns: Array, rows: Array, dtype: str) -> _Taps:
         # Zero kernels: one term of zeros.
         columns = np.zeros((len(columns), 1, columns.shape[2]), columns.dtype)
         rows = np.zeros((len(rows), 1, rows.shape[2]), rows.dtype)
-    return _Taps(None, columns, rows)
+    return Taps(None, columns, rows)
 
 
 def _pointwise_weight(argument: str, weight: Any, dtype: str) -> tuple[Array, str]:

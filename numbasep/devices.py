@@ -263,6 +263,14 @@ def adopt(argument: str, value: Any, kind: Interface, stream: int | None = None)
         raise TypeError(f"{argument}: {kind.name}: {reason}") from None
 
 
+def check_backend(backend: Any) -> None:
+    """Refuse a backend on which device arrays cannot be computed."""
+    if backend is not None and checks.choice("backend", backend, BACKENDS) != "cuda":
+        raise ValueError(
+            "backend: 'cpu' arrived and x is on a device; move x to the host, or leave backend out"
+        )
+
+
 def arrive(
     kind: Interface, x: Any, out: Any, backend: Any, stream: Any
 ) -> tuple[Device, Device | None, int]:
@@ -271,10 +279,7 @@ def arrive(
     The stream is the one that was asked for, or that on which the caller works. What was given to
     the caller's stream, and to those that the arrays name, comes before our work.
     """
-    if backend is not None and checks.choice("backend", backend, BACKENDS) != "cuda":
-        raise ValueError(
-            "backend: 'cpu' arrived and x is on a device; move x to the host, or leave backend out"
-        )
+    check_backend(backend)
     launch = _launch()
     asked = None if stream is None else launch.stream_handle(stream)
     image = adopt("x", x, kind, asked)
@@ -282,7 +287,7 @@ def arrive(
     handle = (current or 0) if asked is None else asked
     place = None
     if out is not None:
-        place = _place(kind, out, image, handle)
+        place = check_place(kind, out, image, handle)
         if place.stream is not None:
             launch.order(place.stream, handle)
     if isinstance(kind, Exchanged) or current not in (None, handle):
@@ -294,7 +299,8 @@ def arrive(
     return image, place, handle
 
 
-def _place(kind: Interface, out: Any, image: Device, stream: int) -> Device:
+def check_place(kind: Interface, out: Any, image: Device, stream: int | None = None) -> Device:
+    """Return where an ``out`` is that goes with an image."""
     found = kind_of(out)
     if found is None:
         arrays.kind_of("out", out)

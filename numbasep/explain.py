@@ -4,71 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from numbasep import arrays, devices, spatial
-from numbasep.plan import bands, checks, cpu_tiles, cuda_tiles, traffic
+from numbasep import arrays, channelwise, devices, explain_channelwise, spatial
+from numbasep.explanation import Explanation, described
+from numbasep.plan import bands, cpu_tiles, cuda_tiles, traffic
 from numbasep.plan.geometry import SpatialPlan
 from numbasep.plan.layout import contiguous
 from numbasep.plan.spatial import Buffer
 from numbasep.views import Device
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The plan of one call.
-
-    backend: "cpu" or "cuda".
-    variant: the kernel that runs.
-    tile: what one block (CUDA) or one thread at a time (CPU) computes.
-    launches: kernel launches (CUDA) or passes over the image (CPU).
-    rank: terms of the separable sum; 0 for a direct 2-D convolution.
-    bytes_moved: bytes that the tiles read and write, halos included. What a cache holds of the
-        halos is not subtracted.
-    bytes_least: the image, the result and the taps, once each.
-    multiply_adds, multiply_adds_dense: of this plan, and of the dense kernel applied directly.
-    promised_error: of the factors, relative to ``sum|K| * max|x|``; rounding comes on top.
-    notes: copies that the arrays' memory layout forces, and reasons of choices.
-    """
-
-    function: str
-    backend: str
-    variant: str
-    tile: str
-    launches: int
-    rank: int
-    shape: tuple[int, ...]
-    dtype: str
-    bytes_moved: int
-    bytes_least: int
-    multiply_adds: int
-    multiply_adds_dense: int
-    promised_error: float
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        more = self.bytes_moved / max(self.bytes_least, 1)
-        fewer = self.multiply_adds_dense / max(self.multiply_adds, 1)
-        shown = {
-            "bytes moved": f"{self.bytes_moved:,} ({more:.2f} x the least, {self.bytes_least:,})",
-            "multiply-adds": f"{self.multiply_adds:,} "
-            f"(dense: {self.multiply_adds_dense:,}, {fewer:.2f} x)",
-            "promised error": f"{self.promised_error:.3g} x sum|K| x max|x|",
-        }
-        hidden = {"bytes_moved", "bytes_least", "multiply_adds", "multiply_adds_dense"}
-        lines = {
-            field.name: str(getattr(self, field.name))
-            for field in fields(self)
-            if field.name not in {*hidden, "promised_error", "notes"}
-        } | shown
-        width = max(map(len, lines))
-        return "\n".join(
-            [f"{name:<{width}}  {value}" for name, value in lines.items()]
-            + [f"{'note':<{width}}  {note}" for note in self.notes]
-        )
 
 
 def explain(op: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Explanation:
@@ -77,16 +23,25 @@ def explain(op: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Expla
     Parameters
     ----------
     op : function
-        ``numbasep.separable_conv2d``.
+        ``numbasep.separable_conv2d``, ``depthwise_conv2d``, ``pointwise_conv2d`` or
+        ``depthwise_separable_conv2d``.
     x : array, or a shape, or a pair (shape, dtype)
         A shape stands for a C-ordered float32 array.
     args, options
-        As ``op`` takes them; each is checked as ``op`` would.
+        As ``op`` takes them; each is checked as ``op`` would. Weights of the channelwise functions
+        may be shapes too, or pairs (shape, dtype); without one their dtype is that of ``x``.
 
     Returns
     -------
     Explanation
-        Its attributes are numbers, ``print`` shows them as a table.
+        Its attributes are numbers, ``print`` shows them as a table. For
+        ``depthwise_separable_conv2d`` both ways are in it, one launch and two: bytes,
+        multiply-adds, and what binds each, modelled for an H200 (CPU: for cores of assumed rates).
+
+    Raises
+    ------
+    ValueError, TypeError
+        ``op`` is none of those functions, or would raise the same.
 
     Equal to
     --------
@@ -96,15 +51,14 @@ def explain(op: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Expla
     if not known:
         names = ", ".join(f"numbasep.{function.__name__}" for function in EXPLAINED)
         raise ValueError(f"op: {op!r} cannot be explained; pass one of {names}")
-    return EXPLAINED[known[0]](_described(x), *args, **options)
+    return EXPLAINED[known[0]](x, *args, **options)
 
 
 def _described(x: Any) -> Any:
-    if not isinstance(x, tuple):
+    found = described("x", x, "float32")
+    if found is None:
         return _placed("x", x)
-    shape, dtype = x if len(x) == 2 and isinstance(x[0], tuple) else (x, "float32")
-    shape = tuple(checks.integer("x", size, 0) for size in shape)
-    name = checks.dtype("x", dtype)
+    shape, name = found
     return Buffer(shape, contiguous(shape, _size(name), tuple(range(len(shape)))), name, True)
 
 
@@ -117,9 +71,10 @@ def _placed(argument: str, array: Any) -> Any:
 
 
 def _separable(x: Any, kernel: Any, **options: Any) -> Explanation:
+    image = _described(x)
     if options.get("out") is not None:
         options["out"] = _placed("out", options["out"])
-    call = spatial.prepare(x, kernel, **options)
+    call = spatial.prepare(image, kernel, **options)
     problem = call.spatial.problem
     notes = []
     if call.spatial.layout.copied:
@@ -195,5 +150,8 @@ def _size(dtype: str) -> int:
 
 
 EXPLAINED: dict[Callable[..., Any], Callable[..., Explanation]] = {
-    spatial.separable_conv2d: _separable
+    spatial.separable_conv2d: _separable,
+    channelwise.depthwise_conv2d: explain_channelwise.depthwise,
+    channelwise.pointwise_conv2d: explain_channelwise.pointwise,
+    channelwise.depthwise_separable_conv2d: explain_channelwise.separable,
 }

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numbasep import nvtx
 from numbasep.decompose import balanced_terms
 from numbasep.integer import exact_factors
 from numbasep.plan import checks
@@ -265,6 +266,11 @@ def factorise(
         ``U, s, Vh = numpy.linalg.svd(K)`` with ``columns[r] = sqrt(s[r]) * U[:, r]`` and
         ``rows[r] = sqrt(s[r]) * Vh[r]``
     """
+    with nvtx.range("numbasep.factorise"):
+        return _factorise(kernel, rank, tol)
+
+
+def _factorise(kernel: npt.ArrayLike, rank: int | None, tol: float | None) -> SeparableKernel:
     array = _numbers(kernel, "kernel")
     if array.ndim < 2:
         raise ValueError(

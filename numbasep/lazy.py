@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.boundary import FILL, NAMES, map_index
+from numbasep.calls import host_backend
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as channelwise_planner
 from numbasep.plan import checks
@@ -303,13 +304,7 @@ class _Channelwise:
         first = len(self.shape) - 3
         self.channel = first if self.layout == "NCHW" else first + 2
         self.rows = first + 1 if self.layout == "NCHW" else first
-        self.backend = (
-            "cpu"
-            if backend is None
-            else checks.choice("backend", backend, spatial_planner.BACKENDS)
-        )
-        if stream is not None and self.backend == "cpu":
-            raise ValueError("stream: a stream arrived and the call runs on the CPU; leave it out")
+        self.backend = host_backend(backend, stream)
         self.more = {"layout": self.layout, "backend": backend, "stream": stream}
 
     def parts(

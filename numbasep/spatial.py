@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, devices, lazy, views
+from numbasep import arrays, devices, lazy, nvtx, views
 from numbasep.boundary import NAMES as BOUNDARIES
 from numbasep.plan import bands as bands_planner
 from numbasep.plan import checks
@@ -117,10 +117,19 @@ def separable_conv2d(
             x, kernel, mode=mode, boundary=boundary, fillvalue=fillvalue, stride=stride,
             dilation=dilation, axes=axes, dtype=dtype, out=out, backend=backend, stream=stream,
         )  # fmt: skip
-    device = devices.kind_of(x)
-    if device is not None:
-        options = mode, boundary, fillvalue, stride, dilation, axes, dtype
-        return _between(device, x, kernel, options, out, backend, stream)
+    options = mode, boundary, fillvalue, stride, dilation, axes, dtype
+    with nvtx.range("numbasep.separable_conv2d"):
+        device = devices.kind_of(x)
+        if device is not None:
+            return _between(device, x, kernel, options, out, backend, stream)
+        return _on_host(x, kernel, options, out, backend, stream)
+
+
+def _on_host(
+    x: Any, kernel: object, options: tuple[Any, ...], out: Any, backend: Any, stream: Any
+) -> Any:
+    """Compute a call between host arrays, on either backend."""
+    mode, boundary, fillvalue, stride, dilation, axes, dtype = options
     image, kind = arrays.adopt("x", x)
     place = None
     if out is not None:

@@ -688,6 +688,9 @@ class Tile:
     group: int
     threads: int
 
+    def __str__(self) -> str:
+        return f"{self.band} rows of {self.group} channels, {self.threads} threads"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:

@@ -105,6 +105,9 @@ class Tile:
     band: int
     threads: int
 
+    def __str__(self) -> str:
+        return f"{self.band} rows of all channels, {self.threads} threads"
+
 
 @lru_cache(maxsize=1024)
 def choose(plan: FusedPlan, threads: int) -> Tile:

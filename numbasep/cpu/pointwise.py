@@ -281,6 +281,9 @@ class Tile:
     share: int
     threads: int
 
+    def __str__(self) -> str:
+        return f"{self.share} outputs by {self.pixels} pixels, {self.threads} threads"
+
 
 @lru_cache(maxsize=1024)
 def choose(plan: PointwisePlan, threads: int) -> Tile:

@@ -34,18 +34,14 @@ def run_depthwise(
     """
     source, target = launch.view(image), launch.view(out)
     if tile is None:
-        tile = tiles.choose(plan, (_alignment(source), _alignment(target)))
+        aligned = tiles.alignment(source.address), tiles.alignment(target.address)
+        tile = tiles.choose(plan, aligned)
     if isinstance(tile, tiles.Rows):
         _rows(plan, source, target, weight, bias, stream, tile)
     elif isinstance(tile, tiles.Pixels):
         _pixels(plan, source, target, weight, bias, stream, tile)
     else:
         _tile(plan, source, target, weight, bias, stream, tile)
-
-
-def _alignment(view: launch.View) -> int:
-    """Return the bytes, at most 16, to which an array is aligned."""
-    return view.address & -view.address & 15 or 16
 
 
 def _steps(plan: DepthwisePlan, channels: int, height: int, width: int) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ and pixels change places between NCHW and NHWC.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -61,6 +60,7 @@ from numbasep.plan.cuda_fused import (
     arrange,
     choose,
     grid_of,
+    placed,
     taps_held,
 )
 
@@ -400,8 +400,7 @@ def run_fused(
     tile = choose(first, second) if tile is None else tile
     assert tile is not None
     size, out_size = SIZES[first.storage], SIZES[second.output]
-    if source.address % (max(tile.shape.unit, 1) * size):
-        tile = replace(tile, shape=replace(tile.shape, unit=1 if size >= 4 else 0))
+    tile = placed(first, tile, source.address)
     shape = tile.shape
     a = arrange(first, second, tile)
     down, across = grid_of(first, tile)

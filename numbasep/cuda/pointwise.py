@@ -44,7 +44,7 @@ from numbasep.cuda.primitives import (
     unroll,
 )
 from numbasep.plan.channelwise import ITEMSIZE, PointwisePlan
-from numbasep.plan.cuda_pointwise import FmaTile, MmaTile, choose
+from numbasep.plan.cuda_pointwise import FmaTile, MmaTile, alignments, choose
 
 Array = NDArray[Any]
 
@@ -65,15 +65,8 @@ def run_pointwise(
         depend on it.
     """
     source, target = launch.view(image), launch.view(out)
-    planar = plan.layout == "NCHW"
-    lengths = (plan.pixels, plan.pixels) if planar else (plan.channels, plan.outputs)
-    aligned = [
-        _power(view.address | length * ITEMSIZE[name])
-        for view, length, name in zip(
-            (source, target), lengths, (plan.storage, plan.output), strict=True
-        )
-    ]
     if tile is None:
+        aligned = alignments(plan, source.address, target.address)
         tile = choose(plan, *aligned, launch.tensor_cores())
     else:
         tile.check()
@@ -102,11 +95,6 @@ def run_pointwise(
             *map(np.int32, (plan.channels, plan.outputs, tiles)),
         ),
     )
-
-
-def _power(value: int) -> int:
-    """Return the largest power of two, up to 16, that divides a number."""
-    return min(value & -value, 16) if value else 16
 
 
 def _form(tile: FmaTile | MmaTile) -> str:

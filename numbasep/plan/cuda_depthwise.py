@@ -46,6 +46,12 @@ class Tile:
     threads: int
     shared: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.height} x {self.width} outputs of {self.channels} channels, "
+            f"{self.threads} threads"
+        )
+
     @property
     def tap_pitch(self) -> int:
         return whole(self.taps, VECTOR)
@@ -118,6 +124,9 @@ class Rows:
     threads: int
     start: int
 
+    def __str__(self) -> str:
+        return f"{self.height} x {self.shape.vector} outputs a thread, {self.threads} threads"
+
 
 @dataclass(frozen=True, slots=True)
 class PixelShape:
@@ -156,6 +165,11 @@ class Pixels:
     shape: PixelShape
     height: int
     lanes: int
+
+    def __str__(self) -> str:
+        s = self.shape
+        own = f"{self.height} x {s.pixels} outputs of {s.vector} channels"
+        return f"{own} a thread, {s.threads} threads"
 
 
 def whole(size: int, step: int) -> int:
@@ -254,6 +268,11 @@ def _sizes(
         # Neighbouring channels in different banks: an odd number of vectors apart.
         plane = (whole(plane, VECTOR) // VECTOR | 1) * VECTOR
     return staged, pitch, plane, channels * (plane + terms * whole(taps, VECTOR))
+
+
+def alignment(address: int) -> int:
+    """Return the bytes, at most 16, to which an address is aligned."""
+    return address & -address & 15 or 16
 
 
 def width_of(size: int, itemsize: int, alignment: int, most: int) -> int:

@@ -339,13 +339,21 @@ def cost(first: DepthwisePlan, second: PointwisePlan, tile: FusedTile) -> float:
     # Fewer threads than registers allow, or a block alone, leave waits uncovered.
     blocks = blocks_of(shape, a.shared)
     busy = sqrt(min(1.0, blocks * shape.threads / MOST_THREADS))
-    busy *= min(1.0, first.batch * down * across / MULTIPROCESSORS)
+    busy *= min(1.0, max(1, first.batch) * down * across / MULTIPROCESSORS)
     return (bytes_ + products + turns) / busy * (1.05 if blocks == 1 else 1.0)
 
 
 def blocks_of(shape: FusedShape, shared: int) -> int:
     """Return how many blocks fit on a multiprocessor."""
     return max(1, min(MOST_THREADS // shape.threads, (SHARED + 1024) // (shared + 1024)))
+
+
+def placed(first: DepthwisePlan, tile: FusedTile, address: int) -> FusedTile:
+    """Return a tile for an image at an address: without the copies that are not aligned there."""
+    size = SIZES[first.storage]
+    if address % (max(tile.shape.unit, 1) * size):
+        return replace(tile, shape=replace(tile.shape, unit=1 if size >= 4 else 0))
+    return tile
 
 
 @lru_cache(maxsize=1024)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from numbasep.plan.channelwise import FEWEST_TILES, ITEMSIZE, PointwisePlan
+from numbasep.plan.cuda_depthwise import alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Spread:
         else:
             whole &= self.threads % self.inner == 0
         if not whole:
-            raise ValueError(f"{self}: the pieces cannot be shared evenly")
+            raise ValueError(f"{self!r}: the pieces cannot be shared evenly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,9 @@ class FmaTile:
     def shared(self, size: int) -> int:
         """Return the bytes of two buffers of weights and image."""
         return 2 * self.depth * (self.outputs + self.pitch) * size
+
+    def __str__(self) -> str:
+        return f"{self.outputs} outputs by {self.pixels} pixels, {self.threads} threads"
 
     def check(self) -> None:
         """Refuse what the kernel does not cover."""
@@ -261,16 +265,27 @@ class MmaTile:
         sums = 4 * self.fragments[0] * self.fragments[1]
         return max(1, (256 if sums > 64 else 512) // self.threads)
 
+    def __str__(self) -> str:
+        return f"{self.outputs} outputs by {self.pixels} pixels, {self.threads} threads"
+
     def check(self) -> None:
         """Refuse what the kernel does not cover."""
         if self.fragments[1] not in (1, 2, 4, 8):
-            raise ValueError(f"{self}: {self.fragments[1]} fragments across")
+            raise ValueError(f"{self!r}: {self.fragments[1]} fragments across")
         if self.depth % OPERANDS[self.operand][1]:
-            raise ValueError(f"{self}: part of a multiply-add")
+            raise ValueError(f"{self!r}: part of a multiply-add")
         if self.chunks not in (2, 4, 8) or self.threads < 8 * self.chunks:
-            raise ValueError(f"{self}: rows of {self.chunks} times 16 bytes")
+            raise ValueError(f"{self!r}: rows of {self.chunks} times 16 bytes")
         self.image.check()
         self.weights.check()
+
+
+def alignments(plan: PointwisePlan, image: int, out: int) -> tuple[int, int]:
+    """Return the bytes, at most 16, to which all rows are aligned of arrays at two addresses."""
+    planar = plan.layout == "NCHW"
+    image |= (plan.pixels if planar else plan.channels) * ITEMSIZE[plan.storage]
+    out |= (plan.pixels if planar else plan.outputs) * ITEMSIZE[plan.output]
+    return alignment(image), alignment(out)
 
 
 def operand(plan: PointwisePlan) -> str | None:
