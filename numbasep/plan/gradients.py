@@ -1,0 +1,102 @@
+"""Plans of the gradients of the channelwise convolutions: arithmetic on shapes.
+
+What each backend implements, arrays as in ``plan.channelwise``:
+
+``numbasep.<backend>.depthwise_gradient``:
+``run_input_gradient(plan: DepthwisePlan, grad, weight, out)``: plan of the convolution, ``grad`` of
+its result's shape, ``out`` of its image's; ``weight`` (filters, kh, kw) of the compute dtype.
+``run_weight_gradient(plan: DepthwisePlan, image | None, grad, out)``: ``out`` (filters, kh, kw);
+without an image, of one that is all ones.
+
+``numbasep.<backend>.pointwise_gradient``:
+``run_weight_gradient(plan: PointwisePlan, image, grad, out)``: ``out`` (outputs, channels).
+
+Sums go by fused multiply-adds in the compute dtype, in an order that shapes alone decide, and are
+rounded once into the storage dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+from numbasep import boundary as boundaries
+from numbasep.plan.channelwise import DepthwisePlan
+from numbasep.plan.geometry import Axis
+
+# Partial sums of a reduction over all pixels, in all: work for many threads, and few to add up.
+PARTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """Elements of the (padded) image whose gradients read the same taps.
+
+    ``gradient[first + j * step] = sum_t taps[t] * grad[axis's index of (j, t)]`` for j < axis.out:
+    a correlation of ``grad`` with stride 1. No taps: the gradient is zero.
+    """
+
+    first: int
+    step: int
+    axis: Axis
+    taps: tuple[int, ...]
+
+
+def reach(axis: Axis, boundary: int) -> tuple[int, int]:
+    """Return the padded image's first element and the one after its last.
+
+    With zeros outside the image, only the image.
+    """
+    if boundary == boundaries.FILL:
+        return 0, axis.size
+    last = (axis.out - 1) * axis.stride + axis.origin + axis.extent
+    return min(axis.origin, 0), max(last, axis.size)
+
+
+@lru_cache(maxsize=1024)
+def phases(axis: Axis, low: int, high: int) -> tuple[Phase, ...]:
+    """Return the phases of the gradient of elements ``low`` to ``high`` of an image.
+
+    ``out[o]`` reads element ``o * stride + origin + k * dilation``: element i gets from tap k if
+    i - origin - k * dilation is a multiple of the stride, so that every ``stride``th has its taps.
+    """
+    stride, dilation = axis.stride, axis.dilation
+    step, apart = stride // gcd(stride, dilation), dilation // gcd(stride, dilation)
+    found = []
+    for first in range(low, min(low + stride, high)):
+        count = -(-(high - first) // stride)
+        above = first - axis.origin
+        start = next(
+            (k for k in range(min(step, axis.taps)) if (above - k * dilation) % stride == 0), None
+        )
+        if start is None:
+            found.append(Phase(first, stride, Axis(axis.out, count, 0), ()))
+            continue
+        taps = tuple(range(start, axis.taps, step))
+        near = (above - start * dilation) // stride
+        origin = near - (len(taps) - 1) * apart
+        found.append(
+            Phase(first, stride, Axis(axis.out, count, len(taps), 1, apart, origin), taps[::-1])
+        )
+    return tuple(found)
+
+
+@lru_cache(maxsize=1024)
+def folds(axis: Axis, boundary: int) -> tuple[tuple[int, ...], ...]:
+    """Return, for each element of the image, the places in the padded image that copy it."""
+    low, high = reach(axis, boundary)
+    found: list[list[int]] = [[] for _ in range(axis.size)]
+    for i in range(low, high):
+        found[boundaries.map_index(i, axis.size, boundary)].append(i - low)
+    return tuple(map(tuple, found))
+
+
+def slices(units: int, groups: int) -> int:
+    """Return how many partial sums ``units`` of work make, beside ``groups`` that are separate."""
+    return max(1, min(units, -(-PARTS // groups)))
+
+
+def padded(plan: DepthwisePlan) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return ``reach`` of both axes."""
+    return reach(plan.y, plan.boundary), reach(plan.x, plan.boundary)
