@@ -18,7 +18,6 @@ from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
 
 
-
 def depthwise_input_gradient(
     grad: Any,
     weight: Any,
@@ -65,9 +64,7 @@ def depthwise_input_gradient(
     """
     options = _shape("shape", shape), stride, padding, dilation, padding_mode
     with nvtx.range("numbasep.depthwise_input_gradient"):
-        return run(
-            _input_gradient, grad, (weight,), options, layout, out, backend, stream, "grad"
-        )
+        return run(_input_gradient, grad, (weight,), options, layout, out, backend, stream, "grad")
 
 
 def _shape(argument: str, value: Any) -> tuple[int, ...]:
