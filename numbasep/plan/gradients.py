@@ -22,7 +22,7 @@ from functools import lru_cache
 from math import gcd
 
 from numbasep import boundary as boundaries
-from numbasep.plan.channelwise import DepthwisePlan
+from numbasep.plan.channelwise import DepthwisePlan, PointwisePlan
 from numbasep.plan.geometry import Axis
 
 # Partial sums of a reduction over all pixels, in all: work for many threads, and few to add up.
@@ -100,3 +100,52 @@ def slices(units: int, groups: int) -> int:
 def padded(plan: DepthwisePlan) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return ``reach`` of both axes."""
     return reach(plan.y, plan.boundary), reach(plan.x, plan.boundary)
+
+
+@dataclass(frozen=True, slots=True)
+class SumTile:
+    """A block of the CUDA weight gradient: ``threads`` threads, ``lanes`` of them side by side
+    along the filters, take ``1 / slices`` of all pixels. ``threads // lanes`` is a power of two.
+    """
+
+    threads: int
+    lanes: int
+    slices: int
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixTile:
+    """A block of the CUDA pointwise weight gradient: ``rows`` outputs by ``columns`` channels, both
+    multiples of 4, ``depth`` pixels at a time, of ``1 / slices`` of all pixels."""
+
+    rows: int
+    columns: int
+    depth: int
+    slices: int
+
+    @property
+    def threads(self) -> int:
+        return self.rows * self.columns // 16
+
+
+# Blocks of a reduction on CUDA that keep every multiprocessor busy, and pixels that are worth one.
+BLOCKS, FEWEST_PIXELS = 1024, 512
+# Taps whose sums a thread holds.
+TAPS = 9
+
+
+def sum_tile(plan: DepthwisePlan) -> SumTile:
+    """Return what a block of the CUDA depthwise weight gradient computes."""
+    threads = 128
+    lanes = 1 if plan.layout == "NCHW" else 32
+    blocks = -(-plan.filters // lanes) * -(-plan.y.taps * plan.x.taps // TAPS)
+    pixels = plan.batch * plan.y.out * plan.x.out
+    most = max(1, pixels * lanes // FEWEST_PIXELS)
+    return SumTile(threads, lanes, max(1, min(most, -(-BLOCKS // blocks))))
+
+
+def matrix_tile(plan: PointwisePlan) -> MatrixTile:
+    """Return what a block of the CUDA pointwise weight gradient computes."""
+    blocks = -(-plan.outputs // 64) * -(-plan.channels // 64)
+    most = max(1, plan.batch * plan.pixels // FEWEST_PIXELS)
+    return MatrixTile(64, 64, 16, max(1, min(most, -(-BLOCKS // blocks))))
