@@ -65,8 +65,7 @@ class Case:
             (
                 ky,
                 kx,
-                slice(ky * self.dilation[0], None)
-                and slice(
+                slice(
                     ky * self.dilation[0],
                     ky * self.dilation[0] + (oh - 1) * self.stride[0] + 1,
                     self.stride[0],
@@ -145,7 +144,7 @@ def cases(draw: Callable[..., Any], size: int, channels: int) -> Case:
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_exact_on_integers(backend: str) -> None:
-    @settings(max_examples=examples(backend))
+    @settings(max_examples=examples(backend) // (1 if backend == "cpu" else 4))
     @given(
         case=cases(**ROOM[backend]),
         dtype=st.sampled_from(("float32", "float32", *FLOATS)),

@@ -191,7 +191,7 @@ def weight_kernel(
             *[types.int32] * 18,
         ],
         threads,
-        8 * 128 // threads,
+        1024 // threads,
     )
 
 
@@ -333,8 +333,10 @@ def _total(compute: str, output: str) -> Callable[..., None]:
     return kernel
 
 
-def _grid(count: int) -> int:
-    return min(-(-count // THREADS), 1 << 16)
+def _grid(count: int) -> tuple[int, int]:
+    """Return the blocks, and the threads of one, for so many elements."""
+    threads = min(THREADS, -(-count // 32) * 32)
+    return min(-(-count // threads), 1 << 16), threads
 
 
 def run_input_gradient(
@@ -350,8 +352,7 @@ def run_input_gradient(
         target, output = launch.empty((plan.batch, *shape), plan.compute, stream), plan.compute
     count = plan.batch * plan.channels * size[0] * size[1]
     input_kernel(planar, plan.storage, plan.compute, output).launch(
-        _grid(count),
-        THREADS,
+        *_grid(count),
         0,
         stream,
         (
@@ -379,8 +380,7 @@ def run_input_gradient(
             kept = launch.upload(np.ascontiguousarray(table, np.int32), stream)
             tables.append(launch.view(kept).pointer("int32"))
     fold_kernel(planar, plan.compute, plan.output).launch(
-        _grid(count),
-        THREADS,
+        *_grid(count),
         0,
         stream,
         (
@@ -444,8 +444,7 @@ def add_slices(
 ) -> None:
     """Write the sum of ``slices`` arrays of ``count`` elements."""
     total_kernel(compute, output).launch(
-        _grid(count),
-        THREADS,
+        *_grid(count),
         0,
         stream,
         (

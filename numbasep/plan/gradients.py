@@ -134,18 +134,24 @@ BLOCKS, FEWEST_PIXELS = 1024, 512
 TAPS = 9
 
 
+def _power(value: int) -> int:
+    """Return the least power of two that is no less."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
 def sum_tile(plan: DepthwisePlan) -> SumTile:
     """Return what a block of the CUDA depthwise weight gradient computes."""
-    threads = 128
-    lanes = 1 if plan.layout == "NCHW" else 32
-    blocks = -(-plan.filters // lanes) * -(-plan.y.taps * plan.x.taps // TAPS)
     pixels = plan.batch * plan.y.out * plan.x.out
+    lanes = 1 if plan.layout == "NCHW" else min(32, _power(plan.filters))
+    threads = max(32, min(128, _power(pixels * lanes)))
+    blocks = -(-plan.filters // lanes) * -(-plan.y.taps * plan.x.taps // TAPS)
     most = max(1, pixels * lanes // FEWEST_PIXELS)
     return SumTile(threads, lanes, max(1, min(most, -(-BLOCKS // blocks))))
 
 
 def matrix_tile(plan: PointwisePlan) -> MatrixTile:
     """Return what a block of the CUDA pointwise weight gradient computes."""
-    blocks = -(-plan.outputs // 64) * -(-plan.channels // 64)
+    side = 64 if max(plan.outputs, plan.channels) > 16 else 16
+    blocks = -(-plan.outputs // side) * -(-plan.channels // side)
     most = max(1, plan.batch * plan.pixels // FEWEST_PIXELS)
-    return MatrixTile(64, 64, 16, max(1, min(most, -(-BLOCKS // blocks))))
+    return MatrixTile(side, side, 16, max(1, min(most, -(-BLOCKS // blocks))))
