@@ -22,8 +22,26 @@ from numpy.typing import NDArray
 from numbasep import boundary as boundaries
 from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, products, simd
 from numbasep.cpu.depthwise import (
-    BAND, BANDS, BOUNDARY, C, DY, H, IMAGE, KH, OH, OW, OX, OY, SIZE, SX, SY, W, Prepared, Tile,
-    clear_band, pack_band, row_bytes,
+    BAND,
+    BANDS,
+    BOUNDARY,
+    DY,
+    IMAGE,
+    KH,
+    OH,
+    OW,
+    OX,
+    OY,
+    SIZE,
+    SY,
+    C,
+    H,
+    Prepared,
+    Tile,
+    W,
+    clear_band,
+    pack_band,
+    row_bytes,
 )  # fmt: skip
 from numbasep.cpu.pool import address
 from numbasep.cpu.products import BLOCK

@@ -261,9 +261,7 @@ def _weight(
                 else:
                     k = i32(min(first_tap + j, taps - 1))
                     ky = i32(k // taps_x)
-                    y = i32(
-                        map_index(oy * stride_y + origin_y + ky * dilation_y, height, boundary)
-                    )
+                    y = i32(map_index(oy * stride_y + origin_y + ky * dilation_y, height, boundary))
                     x = i32(
                         map_index(
                             ox * stride_x + origin_x + (k - ky * taps_x) * dilation_x, width,

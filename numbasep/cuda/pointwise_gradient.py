@@ -163,6 +163,4 @@ def run_weight_gradient(
                 *map(np.int32, (plan.channels, plan.outputs, *tiles, slices)),
             ),
         )
-    add_slices(
-        sums, out, slices, plan.outputs * plan.channels, plan.compute, plan.output, stream
-    )
+    add_slices(sums, out, slices, plan.outputs * plan.channels, plan.compute, plan.output, stream)

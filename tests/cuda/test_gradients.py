@@ -42,9 +42,7 @@ def weight_gradient(case: Case, layout: str, tile: SumTile | None, dtype: str) -
 @given(
     case=cases(6, 3),
     layout=LAYOUTS,
-    tile=st.builds(
-        SumTile, st.sampled_from((4, 8)), st.sampled_from((1, 2, 4)), st.integers(1, 3)
-    ),
+    tile=st.builds(SumTile, st.sampled_from((4, 8)), st.sampled_from((1, 2, 4)), st.integers(1, 3)),
 )
 def test_weight_gradients_are_exact(case: Case, layout: str, tile: SumTile) -> None:
     found = weight_gradient(case, layout, tile, "float32")
@@ -95,9 +93,7 @@ def test_matrices_are_exact(
     plan = planner.pointwise(shape, "float32", (o, c), "float32", layout=layout)
     place = launch.to_device(np.full((o, c), np.nan, np.float32))
     image, given = (
-        launch.to_device(
-            one if layout == "NCHW" else np.ascontiguousarray(one.transpose(0, 2, 1))
-        )
+        launch.to_device(one if layout == "NCHW" else np.ascontiguousarray(one.transpose(0, 2, 1)))
         for one in (x, grad)
     )
     pointwise_gradient.run_weight_gradient(plan, image, given, place, tile=tile)

@@ -31,9 +31,7 @@ def budgets() -> Iterator[Budget]:
             f"gradient/bias/{name}",
             lambda p=planar: weight_kernel(p, True, 0, "float32", "float32", 128),
         )
-        yield Budget(
-            f"gradient/fold/{name}", lambda p=planar: fold_kernel(p, "float32", "float32")
-        )
+        yield Budget(f"gradient/fold/{name}", lambda p=planar: fold_kernel(p, "float32", "float32"))
         yield Budget(
             f"gradient/pointwise/{name}",
             lambda p=planar: matrix_kernel(p, 64, 64, 16, "float32", "float32"),
