@@ -191,7 +191,7 @@ def weight_kernel(
             *[types.int32] * 18,
         ],
         threads,
-        1024 // threads,
+        min(16, 1024 // threads),
     )
 
 
