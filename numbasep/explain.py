@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from numbasep import arrays, devices, spatial
-from numbasep.plan import checks, cpu_tiles, cuda_tiles, traffic
+from numbasep.plan import bands, checks, cpu_tiles, cuda_tiles, traffic
 from numbasep.plan.geometry import SpatialPlan
 from numbasep.plan.layout import contiguous
 from numbasep.plan.spatial import Buffer
+from numbasep.views import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,13 @@ def _separable(x: Any, kernel: Any, **options: Any) -> Explanation:
         notes.append("the result is computed apart, then copied into out: its layout is another")
     if problem.direct:
         notes.append("direct: the kernel's factors would take more multiply-adds than the kernel")
+    if call.backend == "cuda" and not isinstance(x, Device) and bands.large(problem):
+        chosen = bands.choose(problem, math.inf)
+        count = -(-problem.planes // chosen.planes) * -(-problem.y.out // chosen.rows)
+        notes.append(
+            f"x goes through the device in {count:,} bands of {chosen}; "
+            "smaller ones where memory is short"
+        )
     variant, tile, height, width, why = _tile(problem, call.backend)
     kh, kw = call.taps.shape
     images = problem.planes * problem.channels
