@@ -125,12 +125,12 @@ def _check_shape(
     argument: str,
     call: HostCall | DeviceCall,
     shape: tuple[int, ...],
-    wanted: tuple[int, int, int],
+    wanted: tuple[int, ...],
     batch: int,
 ) -> None:
     """Refuse a gradient of another shape than that of the convolution's result."""
     c, h, w = wanted
-    expected = (c, h, w) if call.layout == "NCHW" else (h, w, c)
+    expected: tuple[int, ...] = (c, h, w) if call.layout == "NCHW" else (h, w, c)
     if call.batched:
         expected = (batch, *expected)
     if shape != expected:
