@@ -312,7 +312,7 @@ def _filters_added(part: Array, multiplier: int, axis: int) -> Array:
     shape = part.shape
     each = part.reshape(*shape[:axis], shape[axis] // multiplier, multiplier, *shape[axis + 1 :])
     each = np.moveaxis(each, axis + 1, 0)
-    total = each[0].copy()
+    total: Array = each[0].copy()
     for one in each[1:]:
         total += one
     return total
