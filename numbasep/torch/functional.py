@@ -19,7 +19,7 @@ Padding = int | tuple[int, ...] | str
 def cast(x: Tensor, *weights: Tensor | None) -> list[Any]:
     """Return all in the dtype in which autocast lets convolutions compute; as they are without."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind not in ("cpu", "cuda") or not torch.is_autocast_enabled(kind):
         return [x, *weights]
     dtype = torch.get_autocast_dtype(kind)
     return [
@@ -65,7 +65,9 @@ def _size(x: Tensor, weight: Tensor, argument: str) -> tuple[Any, Any]:
     if x.dim() not in (3, 4):
         raise ValueError(f"x: shape {tuple(x.shape)} arrived; pass (N, C, H, W) or (C, H, W)")
     if weight.dim() != 4:
-        raise ValueError(f"{argument}: shape {tuple(weight.shape)} arrived; pass (C * M, 1, kh, kw)")
+        raise ValueError(
+            f"{argument}: shape {tuple(weight.shape)} arrived; pass (C * M, 1, kh, kw)"
+        )
     return (weight.shape[2], weight.shape[3]), (x.shape[-2], x.shape[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,9 +119,9 @@ class DepthwiseConv2d(nn.Module):
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
         for name, usual in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1))):
             value = getattr(self, name)
-            value = (value, value) if isinstance(value, int) else tuple(value)
+            value = (value, value) if isinstance(value, int) else value
             if value != usual:
-                text += f", {name}={getattr(self, name)}"
+                text += f", {name}={value}"
         if self.bias is None:
             text += ", bias=False"
         if self.padding_mode != "zeros":
@@ -310,7 +311,7 @@ class SeparableConv2d(nn.Module):
         if isinstance(kernel, Tensor):
             kernel = kernel.detach().cpu().numpy()
         if isinstance(kernel, tuple) and len(kernel) == 2:
-            kernel = SeparableKernel.from_taps(*(torch.as_tensor(one).numpy() for one in kernel))
+            kernel = SeparableKernel.from_taps(*(np.asarray(one) for one in kernel))
         elif not isinstance(kernel, SeparableKernel):
             kernel = factorise(kernel)
         if kernel.columns.ndim != 2 or kernel.columns.dtype.kind == "c":
@@ -332,16 +333,18 @@ class SeparableConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., OH, OW)."""
-        return functional.separable_conv2d(
-            x,
-            self.columns,
-            self.rows,
-            mode=self.mode,
-            boundary=self.boundary,
-            fillvalue=self.fillvalue,
-            stride=self.stride,
-            dilation=self.dilation,
+        images, columns, rows = functional.cast(x, self.columns, self.rows)
+        made: Tensor = operators.separable_conv2d(
+            images,
+            columns,
+            rows,
+            self.mode,
+            self.boundary,
+            self.fillvalue,
+            list(self.stride),
+            list(self.dilation),
         )
+        return made
 
     def extra_repr(self) -> str:
         size = f"{self.columns.shape[1]}x{self.rows.shape[1]}"

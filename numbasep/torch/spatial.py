@@ -185,9 +185,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             wide, columns.flip(1), rows.flip(1), "full", "fill", 0.0, [1, 1], ctx.dilation
         )
         # Of the last rows and columns a stride may have used none.
-        missing = [
-            x.shape[axis - 2] + sum(sides[axis]) - wide.shape[axis - 2] for axis in range(2)
-        ]
+        missing = [x.shape[axis - 2] + sum(sides[axis]) - wide.shape[axis - 2] for axis in range(2)]
         wide = torch.nn.functional.pad(wide, [0, missing[1], 0, missing[0]])
         for axis in (-2, -1):
             before, after = sides[axis + 2]

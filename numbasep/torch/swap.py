@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from numbasep.cost import LayerCost, cost
-from numbasep.plan import checks
 from numbasep.torch.modules import DepthwiseConv2d, LowRankDepthwiseConv2d
 from numbasep.torch.swapped import Stage, SwappedDepthwise, activation_of, parts_of, passed
 
@@ -140,8 +140,7 @@ def _shapes(
     found: dict[str, tuple[int, ...]] = {}
     handles = [
         module.register_forward_pre_hook(
-            lambda _, given, name=name: found.setdefault(name, tuple(given[0].shape))
-            and None
+            lambda _, given, name=name: found.setdefault(name, tuple(given[0].shape)) and None
         )
         for name, module in modules.items()
         if isinstance(module, nn.Conv2d)
@@ -224,7 +223,7 @@ def _adjacent(modules: dict[str, nn.Module]) -> Iterator[tuple[str, _Next]]:
     for name, module in modules.items():
         if type(module).forward is nn.Sequential.forward:
             children = [f"{name}.{one}".lstrip(".") for one, _ in module.named_children()]
-            for first, second in zip(children, children[1:], strict=False):
+            for first, second in pairwise(children):
                 yield first, _Next(second)
 
 
@@ -265,11 +264,11 @@ def _exchange(
             second, end, stays = _stage(modules, pointwise, after)
             takes = _path(after, name, end)
             why = stays and f"after the pointwise, {stays}"
-    if low := _low_rank(conv, tol):
-        # Factors run as their own operator.
-        alone = LowRankDepthwiseConv2d.of(conv, tol=tol or 0.0)
+    alone = None if tol is None else _low_rank(conv, tol)
+    if alone is not None:
+        why = "row and column passes are an operator of their own"
         _put(model, name, alone)
-        made = Layer(name, why="", rank=low[0], error=low[1])
+        made = Layer(name, why=why, rank=alone.rank, error=alone.error)
     else:
         swapped: SwappedDepthwise = SwappedDepthwise.of(conv)
         swapped.first, swapped.second, swapped.names = first, second, tuple(takes)
@@ -317,8 +316,12 @@ def _stage(
             if stage.norm is not None or stage.activation is not None:
                 return stage, last, ""
             if module.training or module.running_mean is None:
-                return stage, last, (
-                    f"{following} is a batch norm in training mode; call model.eval() before swap"
+                return (
+                    stage,
+                    last,
+                    (
+                        f"{following} is a batch norm in training mode; call model.eval() before swap"
+                    ),
                 )
             drop, act = parts_of(module)
             if drop is not None and not isinstance(drop, nn.Identity):
@@ -356,18 +359,13 @@ def _no_pointwise(module: nn.Module, conv: nn.Conv2d) -> str:
     return ""
 
 
-def _low_rank(conv: nn.Conv2d, tol: float | None) -> tuple[int, float] | None:
-    """Return rank and error of a large kernel's factors, where they pay."""
+def _low_rank(conv: nn.Conv2d, tol: float) -> LowRankDepthwiseConv2d | None:
+    """Return a large kernel's convolution by factors, where they pay."""
     high, wide = conv.kernel_size
-    if tol is None or min(high, wide) < 7:
+    if min(high, wide) < 7:
         return None
-    from numbasep.factorise import factorise
-
-    kernels = factorise(conv.weight.detach().cpu().double().numpy()[:, 0], tol=tol)
-    rank = int(kernels.columns.shape[1])
-    if rank * (high + wide) >= high * wide:
-        return None
-    return rank, float(kernels.errors.max())
+    made = LowRankDepthwiseConv2d.of(conv, tol=tol)
+    return made if made.rank * (high + wide) < high * wide else None
 
 
 def _cost(

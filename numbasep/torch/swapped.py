@@ -16,6 +16,7 @@ from numbasep.torch.host import folds
 from numbasep.torch.modules import DepthwiseConv2d
 from numbasep.torch.ops import operators
 
+
 def activation_of(module: nn.Module) -> str | None:
     """Return the name of an activation module, None for one that the kernels do not know."""
     if isinstance(module, nn.GELU):

@@ -46,8 +46,9 @@ def samples(layout: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def test_every_operator_has_a_sample() -> None:
-    defined = {name for name in dir(operators) if not name.startswith("_")}
-    assert set(samples(LAYOUTS[0])) == defined - {"name"}
+    names = torch._C._dispatch_get_all_op_names()
+    defined = {name.split("::")[1] for name in names if name.startswith("numbasep::")}
+    assert set(samples(LAYOUTS[0])) == defined
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -149,7 +150,7 @@ def test_results_stand_as_their_images_do() -> None:
     x = torch.randn(2, 4, 7, 6)
     module = nt.DepthwiseSeparableConv2d(4, 5, 3)
     last = x.contiguous(memory_format=torch.channels_last)
-    for image in (x, last, x.flip(3)[..., ::-1] if False else last[:, :, 1:]):
+    for image in (x, last, x[:, :, 1:, 2:], last[:, :, 1:, 2:]):
         y = module(image)
         standing = image.is_contiguous(memory_format=torch.channels_last)
         assert y.is_contiguous(memory_format=torch.channels_last) == standing
