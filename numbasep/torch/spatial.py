@@ -147,7 +147,7 @@ def _extended(x: Tensor, axis: int, before: int, after: int, boundary: str, fill
     wide = torch.nn.functional.pad(x, pads, value=fill if boundary == "fill" else 0.0)
     if boundary == "fill":
         return wide
-    for sources, places in _sources(x.shape[axis], before, after, boundary):
+    for sources, places in _sources(int(x.shape[axis]), before, after, boundary):
         sources, places = sources.to(x.device), places.to(x.device)
         wide = wide.index_copy(axis, places, x.index_select(axis, sources))
     return wide
@@ -158,7 +158,7 @@ def _folded(wide: Tensor, axis: int, size: int, before: int, after: int, boundar
     x = wide.narrow(axis, before, size)
     if boundary == "fill":
         return x
-    for sources, places in _sources(size, before, after, boundary):
+    for sources, places in _sources(int(size), before, after, boundary):
         sources, places = sources.to(wide.device), places.to(wide.device)
         sums = x.index_select(axis, sources) + wide.index_select(axis, places)
         x = x.index_copy(axis, sources, sums)
