@@ -36,7 +36,7 @@ class Kept:
             # Without a version counter (of torch.inference_mode), or memory (of torch.func).
             return make(*tensors)
         with self._lock:
-            found = self._found.get(tensors[0])
+            found = self._found.get(tensors[0])  # type: ignore[no-untyped-call]
         if found is not None and found[0] == seen:
             return found[1]
         made = make(*tensors)
@@ -80,6 +80,8 @@ def host(tensor: Tensor | None) -> Tensor | None:
 
 def factors(columns: Tensor, rows: Tensor) -> Any:
     """Return (filters, R, kh) and (filters, R, kw) as a stack of SeparableKernel."""
+    if columns.device.type == "cpu":
+        return _stacked(columns, rows)
     return _factors.get(None, _stacked, columns, rows)
 
 

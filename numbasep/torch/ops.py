@@ -248,7 +248,7 @@ def depthwise_weight_gradient(
 ) -> Tensor:
     layout, (image, grads) = _standing(x, grad)
     made: Tensor = gradients.depthwise_weight_gradient(
-        image, grads, tuple(size), layout=layout, **_options(*options)
+        image, grads, (size[0], size[1]), layout=layout, **_options(*options)
     )
     return made.to(x.dtype).reshape(grad.shape[1], 1, *size)
 

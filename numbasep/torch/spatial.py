@@ -104,8 +104,8 @@ def separable_conv2d(
         mode=mode,
         boundary=boundary,
         fillvalue=fillvalue,
-        stride=tuple(stride),
-        dilation=tuple(dilation),
+        stride=(stride[0], stride[1]),
+        dilation=(dilation[0], dilation[1]),
         out=out,
     )
     return out

@@ -274,7 +274,7 @@ def _exchange(
         swapped.first, swapped.second, swapped.names = first, second, tuple(takes)
         first.conv = None
         for one in takes:
-            modules[one].forward = passed  # type: ignore[method-assign]
+            modules[one].forward = passed
         _put(model, name, swapped)
         made = Layer(name, tuple(takes), pointwise=pointwise, why=why)
     if shape is None:
@@ -320,7 +320,7 @@ def _stage(
                     stage,
                     last,
                     (
-                        f"{following} is a batch norm in training mode; call model.eval() before swap"
+                        f"{following} is a batch norm in training mode; call model.eval() first"
                     ),
                 )
             drop, act = parts_of(module)

@@ -102,7 +102,7 @@ class Stage:
         """Compute norm and activation as their own modules do."""
         for module in self.modules:
             if module is not self.conv:
-                x = type(module).forward(module, x)  # type: ignore[attr-defined]
+                x = type(module).forward(module, x)
         return x
 
 

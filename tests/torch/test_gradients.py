@@ -108,13 +108,13 @@ def test_spatial(mode: str, boundary: str) -> None:
     for stride, dilation in product(([1, 1], [2, 3]), ([1, 1], [1, 4])):
         check(
             lambda *given, s=stride, d=dilation: spatial.operators.separable_conv2d(
-                *given, mode, boundary, 0.5, s, d
+                *given, mode, boundary, 0.5 * (boundary == "fill"), s, d
             ),
             inputs,
         )
     check(
         lambda *given: spatial.operators.separable_conv2d(
-            *given, mode, boundary, 0.5, [2, 1], [1, 1]
+            *given, mode, boundary, 0.5 * (boundary == "fill"), [2, 1], [1, 1]
         ),
         [grid.leaf(1, 3, 4), grid.leaf(1, 3), grid.leaf(1, 2)],
         twice=True,

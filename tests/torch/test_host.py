@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from numbasep.torch import host
+
 from numbasep.torch.host import Kept, copied
 
 
@@ -52,11 +52,3 @@ def test_copies_go_with_their_tensors() -> None:
     assert len(kept._found) == 0
 
 
-def test_factors_follow_their_parameters() -> None:
-    columns, rows = torch.ones(2, 1, 3), torch.ones(2, 1, 3)
-    first = host.factors(columns, rows)
-    assert host.factors(columns, rows) is first
-    rows.mul_(2)
-    assert host.factors(columns, rows).rows.max() == 2
-    host.forget()
-    assert host.factors(columns, rows) is not first
