@@ -166,7 +166,10 @@ def _before(
     elif activation == "relu6":
         made = aten.hardtanh_backward(grad, result, 0, 6)
     elif activation == "silu":
-        made = aten.silu_backward(grad, sums())
+        # aten.silu_backward has no derivative of its own.
+        z = sums()
+        slope = torch.sigmoid(z)
+        made = grad * slope * (1 + z * (1 - slope))
     elif activation == "hardswish":
         made = aten.hardswish_backward(grad, sums())
     else:
