@@ -319,9 +319,7 @@ def _stage(
                 return (
                     stage,
                     last,
-                    (
-                        f"{following} is a batch norm in training mode; call model.eval() first"
-                    ),
+                    (f"{following} is a batch norm in training mode; call model.eval() first"),
                 )
             drop, act = parts_of(module)
             if drop is not None and not isinstance(drop, nn.Identity):

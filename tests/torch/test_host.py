@@ -50,5 +50,3 @@ def test_copies_go_with_their_tensors() -> None:
     del weight
     gc.collect()
     assert len(kept._found) == 0
-
-
