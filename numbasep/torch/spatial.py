@@ -173,7 +173,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, columns, rows = ctx.saved_tensors
     extents = [
-        _extent(taps.shape[1], apart)
+        _extent(int(taps.shape[1]), apart)
         for taps, apart in zip((columns, rows), ctx.dilation, strict=True)
     ]
     sides = [_ends(ctx.mode, extents[axis]) for axis in range(2)]

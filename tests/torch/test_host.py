@@ -6,7 +6,6 @@ import gc
 
 import torch
 
-
 from numbasep.torch.host import Kept, copied
 
 
