@@ -136,7 +136,7 @@ def _sources(size: int, before: int, after: int, boundary: str) -> tuple[tuple[A
         turns[count[source]][0].append(source)
         turns[count[source]][1].append(place)
         count[source] += 1
-    return tuple((torch.tensor(a), torch.tensor(b)) for a, b in turns)
+    return tuple(turns)
 
 
 def _extended(x: Tensor, axis: int, before: int, after: int, boundary: str, fill: float) -> Tensor:
@@ -148,8 +148,8 @@ def _extended(x: Tensor, axis: int, before: int, after: int, boundary: str, fill
     if boundary == "fill":
         return wide
     for sources, places in _sources(int(x.shape[axis]), before, after, boundary):
-        sources, places = sources.to(x.device), places.to(x.device)
-        wide = wide.index_copy(axis, places, x.index_select(axis, sources))
+        first, second = (torch.tensor(one, device=x.device) for one in (sources, places))
+        wide = wide.index_copy(axis, second, x.index_select(axis, first))
     return wide
 
 
@@ -159,9 +159,9 @@ def _folded(wide: Tensor, axis: int, size: int, before: int, after: int, boundar
     if boundary == "fill":
         return x
     for sources, places in _sources(int(size), before, after, boundary):
-        sources, places = sources.to(wide.device), places.to(wide.device)
-        sums = x.index_select(axis, sources) + wide.index_select(axis, places)
-        x = x.index_copy(axis, sources, sums)
+        first, second = (torch.tensor(one, device=wide.device) for one in (sources, places))
+        sums = x.index_select(axis, first) + wide.index_select(axis, second)
+        x = x.index_copy(axis, first, sums)
     return x
 
 
