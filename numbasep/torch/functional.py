@@ -13,7 +13,7 @@ from numbasep.plan.channelwise import PADDING_MODES, sides
 from numbasep.torch import spatial  # noqa: F401  registers its operator
 from numbasep.torch.ops import operators
 
-Padding = int | tuple[int, ...] | str
+Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
 
 
 def cast(x: Tensor, *weights: Tensor | None) -> list[Any]:
