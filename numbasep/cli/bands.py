@@ -14,7 +14,7 @@ Where the bands are narrower than the picture, the columns beside them are read 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -200,7 +200,7 @@ class Run:
         self.rows = spatial_axis("same", height, kernel_height, 1, 1)
         self.columns = spatial_axis("same", width, kernel_width, 1, 1)
 
-    def blocks(self) -> Iterator[tuple[Index, Array]]:
+    def blocks(self) -> Generator[tuple[Index, Array]]:
         """Yield where a block stands in the result, and the block; rows in turn."""
         grid = self.grid
         along = [

@@ -164,8 +164,8 @@ def _level(group: Any, attributes: dict[str, Any]) -> tuple[Any, Any, Any]:
     if not scales:
         arrays = list(group.arrays())
         if len(arrays) != 1:
-            names = ", ".join(sorted(name for name, _ in arrays)[:8]) or "none"
-            raise Refused(f"holds {len(arrays)} arrays ({names}); name one, as in PATH/NAME")
+            listed = ", ".join(sorted(name for name, _ in arrays)[:8]) or "none"
+            raise Refused(f"holds {len(arrays)} arrays ({listed}); name one, as in PATH/NAME")
         return arrays[0][1], None, {}
     dataset = scales[0]["datasets"][0]
     array = group[dataset["path"]]
@@ -461,7 +461,11 @@ def write_tiff(
     """Write blocks of whole rows, in turn, as the tiles of a BigTIFF file."""
     import tifffile
 
-    options = {"tile": (TILE, TILE), "compression": "ADOBE_DEFLATE", "predictor": True}
+    options: dict[str, Any] = {
+        "tile": (TILE, TILE),
+        "compression": "ADOBE_DEFLATE",
+        "predictor": True,
+    }
     options |= {"photometric": "RGB" if like.axes.endswith("S") else "MINISBLACK"} | like.options
     down, across = options["tile"]
     if "S" in like.axes:
@@ -471,7 +475,7 @@ def write_tiff(
     def tiles() -> Iterator[Array]:
         last = 2 if like.axes.endswith("S") else 1
         for _, block in blocks:
-            plane = block.reshape(block.shape[like.y :])
+            plane: Array = block.reshape(block.shape[like.y :])
             for top in range(0, plane.shape[0], down):
                 for left in range(0, plane.shape[1], across):
                     tile = plane[top : top + down, left : left + across]
