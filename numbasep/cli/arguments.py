@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from numbasep.boundary import NAMES as BOUNDARIES
+from numbasep.cli.files import MAX_PIXELS
 from numbasep.plan.spatial import BACKENDS
 
 app = typer.Typer(
@@ -20,9 +21,6 @@ app = typer.Typer(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-# A picture of more pixels than this may be a small file made to fill the memory.
-MAX_PIXELS = 1 << 28
 
 KERNEL = (
     "gaussian:SIGMA, disk:RADIUS, box:N, sobel-x, log:SIGMA, gabor:FREQUENCY,DEGREES, "
@@ -64,7 +62,9 @@ def numbasep(
 
 @app.command("filter")
 def filter_picture(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A PNG, JPEG or TIFF picture.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A PNG, JPEG or TIFF picture, or a Zarr store.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Its name says the format.")],
     kernel: Annotated[str, typer.Option("--kernel", "-k", help=KERNEL)],
     tol: Tolerance = None,
@@ -92,7 +92,24 @@ def filter_picture(
     ] = None,
     page: Annotated[int | None, typer.Option(help="Which of a file of several, from 1.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of a JPEG.")] = 95,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Refuse larger ones.")] = MAX_PIXELS,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Refuse larger ones; by default {MAX_PIXELS:,} where all is in memory."
+        ),
+    ] = None,
+    chunked: Annotated[
+        bool,
+        typer.Option(
+            "--chunked", help="Filter a TIFF in parts, all its planes; done unasked if it is large."
+        ),
+    ] = False,
+    memory: Annotated[
+        str, typer.Option(help="What a picture filtered in parts may take at a time.")
+    ] = "1GB",
+    axes: Annotated[
+        str | None, typer.Option(help="Of a Zarr array that does not say it: TCZYX, YXS, ...")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
@@ -101,6 +118,9 @@ def filter_picture(
     Each colour channel is convolved as the viewer sees it (an EXIF orientation is honoured, and
     kept); alpha stays as it is. The result is rounded once, half to even, and saturated to the
     picture's own dtype. Orientation, colour profile and resolution are kept.
+
+    A Zarr array (of OME-Zarr the full level) and a large TIFF are filtered in parts, plane by
+    plane, into a Zarr store or a tiled BigTIFF, within --memory.
     """
     from numbasep.cli import commands
 
@@ -113,6 +133,7 @@ def filter_picture(
         quality=quality,
         overwrite=overwrite,
         quiet=quiet,
+        parts=commands.Parts(chunked, memory, axes),
         options={
             "tol": tol,
             "rank": rank,

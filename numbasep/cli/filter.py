@@ -53,6 +53,10 @@ class Filtered:
     error: float
     seconds: float
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.image.dtype
+
 
 def showing(
     kernel: Array,
@@ -86,8 +90,50 @@ def chosen(
     return factors if rank is not None or factors.worth_separating else kernel
 
 
-def apply(
-    image: Array,
+@dataclass(frozen=True)
+class Filter:
+    """A filter for images of a dtype, checked and factorised.
+
+    kernel, shown: see ``Filtered``. result: dtype that the convolution is asked for.
+    """
+
+    kernel: SeparableKernel | Array
+    shown: Shown
+    dtype: np.dtype[Any]
+    result: Any
+    boundary: str
+    fillvalue: float
+    backend: str | None
+
+    def __call__(self, image: Array, axes: tuple[int, int]) -> Array:
+        """Filter the images of an array; the result has its dtype."""
+        outside = {"boundary": self.boundary, "fillvalue": self.fillvalue}
+        return self._pixels(image, axes, **outside)
+
+    def inner(self, window: Array, axes: tuple[int, int]) -> Array:
+        """Filter where the kernel lies inside a window."""
+        return self._pixels(window, axes, mode="valid")
+
+    def _pixels(self, image: Array, axes: tuple[int, int], **options: Any) -> Array:
+        result: Array = separable_conv2d(
+            image, self.kernel, axes=axes, dtype=self.result, backend=self.backend, **options
+        )
+        return result if self.shown.plain else _shown(result, self.shown, self.dtype)
+
+    def error(self, low: float, high: float) -> float:
+        """Bound what the factors change in a pixel of images within [low, high]."""
+        if not isinstance(self.kernel, SeparableKernel) or self.kernel.error == 0:
+            return 0.0
+        values = [low, high]
+        if self.boundary == "fill":
+            values.append(float(self.fillvalue))
+        if not np.isfinite(values).all():
+            return float("nan")
+        return self.kernel.output_error_bound(min(values), max(values)) * abs(self.shown.scale)
+
+
+def prepared(
+    dtype: np.dtype[Any],
     kernel: Array | SeparableKernel,
     *,
     tol: float | None = None,
@@ -98,39 +144,35 @@ def apply(
     offset: float | None = None,
     absolute: bool = False,
     backend: str | None = None,
-) -> Filtered:
-    """Filter each channel of an image ``(H, W, C)``; the result has its dtype.
-
-    Integers are rounded once, half to even, and saturate; ``fillvalue`` is in units of the image.
-    """
+) -> Filter:
+    """Return the filter for images of a dtype. ``fillvalue`` is in units of the image."""
     for name, value in (("scale", scale), ("offset", offset)):
         if value is not None and not np.isfinite(value):
             raise ValueError(f"{name}: got {value}; pass a finite number")
     used = chosen(kernel, tol, rank)
     dense = used.dense() if isinstance(used, SeparableKernel) else used
-    shown = showing(dense, image.dtype, scale, offset, absolute)
+    shown = showing(dense, dtype, scale, offset, absolute)
     if dense.dtype.kind == "c" and not absolute:
         raise ValueError("the kernel is complex, and so is the result; add --absolute for |result|")
-    if image.dtype.kind in "iu" and float(fillvalue).is_integer():
+    if dtype.kind in "iu" and float(fillvalue).is_integer():
         fillvalue = int(fillvalue)
-    dtype: Any = image.dtype
+    result: Any = dtype
     if not shown.plain:
-        dtype = "int64" if image.dtype.kind in "iu" and dense.dtype.kind in "iu" else None
+        result = "int64" if dtype.kind in "iu" and dense.dtype.kind in "iu" else None
+    return Filter(used, shown, dtype, result, boundary, fillvalue, backend)
+
+
+def apply(image: Array, kernel: Array | SeparableKernel, **options: Any) -> Filtered:
+    """Filter each channel of an image ``(H, W, C)``; the result has its dtype.
+
+    Integers are rounded once, half to even, and saturate. options: of ``prepared``.
+    """
+    made = prepared(image.dtype, kernel, **options)
     start = time.perf_counter()
-    result = separable_conv2d(
-        image,
-        used,
-        boundary=boundary,
-        fillvalue=fillvalue,
-        axes=(0, 1),
-        dtype=dtype,
-        backend=backend,
-    )
-    if not shown.plain:
-        result = _shown(result, shown, image.dtype)
+    result = made(image, (0, 1))
     seconds = time.perf_counter() - start
-    fill = [float(fillvalue)] if boundary == "fill" else []
-    return Filtered(result, used, shown, _error(used, image, fill) * abs(shown.scale), seconds)
+    error = made.error(float(image.min()), float(image.max()))
+    return Filtered(result, made.kernel, made.shown, error, seconds)
 
 
 def _shown(result: Array, shown: Shown, dtype: np.dtype[Any]) -> Array:
@@ -153,12 +195,3 @@ def rounded(values: Array, dtype: np.dtype[Any]) -> Array:
     result: Array = inside.astype(dtype)
     result[whole >= limits.max] = limits.max
     return result
-
-
-def _error(used: SeparableKernel | Array, image: Array, fill: list[float]) -> float:
-    if not isinstance(used, SeparableKernel) or used.error == 0:
-        return 0.0
-    values = [float(image.min()), float(image.max()), *fill]
-    if not np.isfinite(values).all():
-        return float("nan")
-    return used.output_error_bound(min(values), max(values))

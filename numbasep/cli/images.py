@@ -142,7 +142,7 @@ def _decoding(path: Path, max_pixels: int) -> Iterator[None]:
         raise ValueError(f"{path}: there is not enough memory for its pixels") from None
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except _Refused as error:
+    except Refused as error:
         raise ValueError(f"{path}: {error}") from None
     except Exception as error:
         raise ValueError(f"{path}: the file is damaged or truncated: {error}") from None
@@ -150,7 +150,7 @@ def _decoding(path: Path, max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = kept
 
 
-class _Refused(Exception):
+class Refused(ValueError):
     """A sound file that is not for us; the message says what to do."""
 
 
@@ -180,9 +180,9 @@ def read(path: Path, *, page: int | None, max_pixels: int) -> Picture:
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
     if height * width == 0:
-        raise _Refused(f"the picture is empty, {width} x {height} pixels")
+        raise Refused(f"the picture is empty, {width} x {height} pixels")
     if height * width > max_pixels:
-        raise _Refused(
+        raise Refused(
             f"{width} x {height} pixels are more than {max_pixels:,}, and could be meant to fill "
             f"the memory; if you trust the file, add --max-pixels {height * width}"
         )
@@ -191,10 +191,10 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
 def _page(page: int | None, pages: int) -> int:
     if page is None:
         if pages > 1:
-            raise _Refused(f"holds {pages} pictures; choose one with --page 1 to --page {pages}")
+            raise Refused(f"holds {pages} pictures; choose one with --page 1 to --page {pages}")
         return 0
     if not 1 <= page <= pages:
-        raise _Refused(f"has no page {page}; choose --page 1 to --page {pages}")
+        raise Refused(f"has no page {page}; choose --page 1 to --page {pages}")
     return page - 1
 
 
@@ -230,7 +230,7 @@ def _pixels(image: Image.Image, file: BinaryIO, pages: int) -> Array:
     if header[24:25] == b"\x10" and header[25:26] in (b"\2", b"\4", b"\6"):
         # Pillow would read 16-bit colours as 8-bit ones.
         if pages > 1:
-            raise _Refused("is animated, of 16-bit colours; save the frame by itself")
+            raise Refused("is animated, of 16-bit colours; save the frame by itself")
         import imagecodecs
 
         file.seek(0)
@@ -249,7 +249,7 @@ def _pixels(image: Image.Image, file: BinaryIO, pages: int) -> Array:
     elif mode == "1":
         image = image.convert("L")
     elif mode not in ("L", "LA", "RGB", "RGBA"):
-        raise _Refused(f"its pixels are {mode}; convert it to RGB, which a colour profile defines")
+        raise Refused(f"its pixels are {mode}; convert it to RGB, which a colour profile defines")
     return np.asarray(image)
 
 
@@ -275,7 +275,7 @@ def _read_tiff(file: BinaryIO, page: int | None, max_pixels: int) -> Picture:
         found = tiff.pages[_page(page, len(tiff.pages))]
         _check_size(found.imagelength, found.imagewidth, max_pixels)
         if found.imagedepth != 1:
-            raise _Refused("holds a volume; save one of its planes")
+            raise Refused("holds a volume; save one of its planes")
         size = file.seek(0, io.SEEK_END)
         segments = list(zip(found.dataoffsets, found.databytecounts, strict=True))
         if not segments or any(offset + count > size for offset, count in segments):
@@ -296,8 +296,8 @@ def _read_tiff(file: BinaryIO, page: int | None, max_pixels: int) -> Picture:
         )
 
 
-def _tiff_pixels(page: Any, tifffile: Any) -> Array:
-    """Return ``(H, W)`` or ``(H, W, C)``, alpha last; white is large."""
+def check_tiff_pixels(page: Any, tifffile: Any) -> None:
+    """Refuse pixels that are no grey, RGB or palette of whole bytes, with at most one alpha."""
     colours = tifffile.PHOTOMETRIC
     kind, samples = page.photometric, page.samplesperpixel
     jpeg = page.compression in (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG)
@@ -307,15 +307,20 @@ def _tiff_pixels(page: Any, tifffile: Any) -> Array:
     alpha = int(kind != colours.PALETTE)
     if kind not in expected or not 0 <= samples - expected[kind] <= alpha:
         name = getattr(kind, "name", kind)
-        raise _Refused(f"its pixels are {name} of {samples} samples; convert it to grey or RGB")
+        raise Refused(f"its pixels are {name} of {samples} samples; convert it to grey or RGB")
     if (
         page.dtype is None
         or page.dtype.kind not in "buif"
         or page.bitspersample not in (*(1, 8, 16, 32, 64),)
     ):
-        raise _Refused(
-            f"its samples are of {page.bitspersample} bit; convert it to 8, 16 or 32 bit"
-        )
+        raise Refused(f"its samples are of {page.bitspersample} bit; convert it to 8, 16 or 32 bit")
+
+
+def _tiff_pixels(page: Any, tifffile: Any) -> Array:
+    """Return ``(H, W)`` or ``(H, W, C)``, alpha last; white is large."""
+    check_tiff_pixels(page, tifffile)
+    colours = tifffile.PHOTOMETRIC
+    kind, samples = page.photometric, page.samplesperpixel
     pixels: Array = page.asarray()
     if samples > 1 and pixels.shape[0] == samples and page.planarconfig == 2:
         pixels = np.moveaxis(pixels, 0, -1)
@@ -329,7 +334,7 @@ def _tiff_pixels(page: Any, tifffile: Any) -> Array:
         return palette[pixels[:, :, 0]]
     if kind == colours.MINISWHITE:
         if pixels.dtype.kind != "u":
-            raise _Refused(f"white is small in its {pixels.dtype} pixels; invert it")
+            raise Refused(f"white is small in its {pixels.dtype} pixels; invert it")
         pixels = pixels.copy()
         pixels[:, :, 0] = np.iinfo(pixels.dtype).max - pixels[:, :, 0]
     return pixels
