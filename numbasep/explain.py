@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 
 from numbasep import arrays, channelwise, devices, explain_channelwise, spatial
 from numbasep.explanation import Explanation, described
-from numbasep.plan import cpu_tiles, cuda_tiles, traffic
+from numbasep.plan import bands, cpu_tiles, cuda_tiles, traffic
 from numbasep.plan.geometry import SpatialPlan
 from numbasep.plan.layout import contiguous
 from numbasep.plan.spatial import Buffer
+from numbasep.views import Device
 
 
 def explain(op: Callable[..., Any], x: Any, *args: Any, **options: Any) -> Explanation:
@@ -82,6 +84,13 @@ def _separable(x: Any, kernel: Any, **options: Any) -> Explanation:
         notes.append("the result is computed apart, then copied into out: its layout is another")
     if problem.direct:
         notes.append("direct: the kernel's factors would take more multiply-adds than the kernel")
+    if call.backend == "cuda" and not isinstance(image, Device) and bands.large(problem):
+        chosen = bands.choose(problem, math.inf)
+        count = -(-problem.planes // chosen.planes) * -(-problem.y.out // chosen.rows)
+        notes.append(
+            f"x goes through the device in {count:,} bands of {chosen}; "
+            "smaller ones where memory is short"
+        )
     variant, tile, height, width, why = _tile(problem, call.backend)
     kh, kw = call.taps.shape
     images = problem.planes * problem.channels

@@ -86,8 +86,7 @@ def _windows(axis: Axis, chunks: Sequence[int], boundary: int) -> list[Part]:
 
 def _window(axis: Axis, begin: int, end: int, chunks: Sequence[int], boundary: int) -> Part:
     """What outputs ``begin`` to ``end`` read."""
-    start = begin * axis.stride + axis.origin
-    stop = (end - 1) * axis.stride + axis.origin + axis.extent
+    start, stop = axis.span(begin, end)
     low, high = min(max(start, 0), axis.size), max(min(stop, axis.size), 0)
     before = after = 0
     outside_before: list[int] = []

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from numbasep import arrays, devices, lazy, nvtx, views
 from numbasep.boundary import NAMES as BOUNDARIES
+from numbasep.plan import bands as bands_planner
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
+from numbasep.plan.geometry import SpatialPlan
 from numbasep.plan.spatial import Buffer, Spatial
 from numbasep.taps import Taps, resolve
 from numbasep.taps import key as taps_key
@@ -79,7 +81,9 @@ def separable_conv2d(
     out : array, optional
         Where the result goes; may overlap ``x``. Of ``x``'s library and device.
     backend : "cpu" or "cuda", optional
-        By default where ``x`` is. "cuda" with a host array copies it to the device and back.
+        By default where ``x`` is. "cuda" with a host array copies it to the device and back; a
+        large one (64 MiB with its result) in bands, of which one is copied while another is
+        computed, so that it may be larger than the device's memory.
     stream : optional
         The CUDA stream to run on: of numba.cuda, cuda.core, CuPy or PyTorch, or its handle as an
         integer (1: the legacy default stream, 2: the thread's own). By default the one on which
@@ -96,6 +100,9 @@ def separable_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        The device has no room for one row's band of a host array. (Where smaller bands than planned
+        have room, the result is the same, and a RuntimeWarning says so.)
 
     Notes
     -----
@@ -247,7 +254,8 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
         result[...] = 0
     elif result.size:
         image = x.view(np.uint8) if x.dtype == np.bool_ else x
-        if spatial.layout.copied:
+        large = call.backend == "cuda" and bands_planner.large(problem)
+        if spatial.layout.copied and not (large and x.dtype.isnative):
             image = views.contiguous(image, spatial.layout.order)
         if x.ndim == 2 and _stands(spatial, result) and spatial.dtype == problem.output:
             images, outs = image[None, ..., None], result[None, ..., None]
@@ -258,11 +266,13 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
             )
         if images.shape[-4] != problem.planes:
             problem = replace(problem, planes=images.shape[-4])
-        if images.ndim == 4:
-            _backend(call.backend, problem, images, outs, taps, stream)
+        if call.backend == "cuda":
+            _through_device(problem, images, outs, taps, stream, large)
+        elif images.ndim == 4:
+            _on_cpu(problem, images, outs, taps)
         else:
             for index in np.ndindex(images.shape[:-4]):
-                _backend(call.backend, problem, images[index], outs[index], taps, stream)
+                _on_cpu(problem, images[index], outs[index], taps)
     if out is not None and result is not out:
         np.copyto(out, result)
         return out
@@ -278,34 +288,39 @@ def _stands(spatial: Spatial, out: Array) -> bool:
 
 
 @cache
-def _separable(backend: str) -> Any:
-    return importlib.import_module(f"numbasep.{backend}.separable")
+def _separable() -> Any:
+    return importlib.import_module("numbasep.cpu.separable")
 
 
-def _backend(
-    backend: str,
-    problem: Any,
-    image: Array,
-    out: Array,
+def _on_cpu(problem: SpatialPlan, image: Array, out: Array, taps: tuple[Array, ...]) -> None:
+    kernels = _separable()
+    if problem.direct:
+        kernels.run_direct(problem, image, out, taps[0])
+    else:
+        kernels.run_separable(problem, image, out, taps[0], taps[1])
+
+
+def _through_device(
+    problem: SpatialPlan,
+    images: Array,
+    outs: Array,
     taps: tuple[Array, ...],
     stream: Any,
+    large: bool,
 ) -> None:
-    if backend == "cpu":
-        kernels = _separable(backend)
-        if problem.direct:
-            kernels.run_direct(problem, image, out, taps[0])
-        else:
-            kernels.run_separable(problem, image, out, taps[0], taps[1])
-        return
-    from numbasep.cuda import launch
+    """Compute host arrays on a device, in bands where they are large."""
+    from numbasep.cuda import bands, transfers
 
-    device_image = launch.to_device(np.ascontiguousarray(image), stream)
-    device_out = launch.empty(out.shape, out.dtype, stream)
-    _launch(problem, device_image, device_out, taps, stream)
-    launch.to_host(device_out, out, stream)
+    def launcher(plan: SpatialPlan, image: Any, out: Any, stream: Any) -> None:
+        _launch(plan, image, out, taps, stream)
+
+    chosen = bands_planner.choose(problem, transfers.free()) if large else None
+    bands.run(problem, images, outs, launcher, stream, chosen)
 
 
-def _launch(problem: Any, image: Any, out: Any, taps: tuple[Array, ...], stream: Any) -> None:
+def _launch(
+    problem: SpatialPlan, image: Any, out: Any, taps: tuple[Array, ...], stream: Any
+) -> None:
     from numbasep.cuda import separable
 
     if problem.direct:

@@ -173,7 +173,9 @@ _KERNELBENCH = (
 )  # fmt: skip
 
 
-def layers(op: str, batch: int | None = None, *, large_kernels: bool = True) -> Iterator[Case]:
+def layers(
+    op: str, batch: int | None = None, *, large_kernels: bool = True
+) -> Iterator[Channelwise]:
     """Yield the networks' layers as ``op``; ``batch`` None keeps each layer's own."""
     for label, n, c, size, k, stride, padding, dilation, out in LAYERS:
         if k > 11 and not large_kernels:
@@ -190,7 +192,7 @@ def layers(op: str, batch: int | None = None, *, large_kernels: bool = True) -> 
             )
 
 
-def kernelbench(op: str | None = None) -> Iterator[Case]:
+def kernelbench(op: str | None = None) -> Iterator[Channelwise]:
     """Yield KernelBench level 1, problems 82 to 87."""
     return (case for case in _KERNELBENCH if op is None or case.op == op)
 
@@ -227,15 +229,24 @@ def _cpu_channelwise(op: str) -> Iterator[Case]:
             yield replace(case, layout="NHWC")
 
 
+# One layer at several batches shows how times scale with them; its own batch is among LAYERS.
+SCALED, BATCHES = "mbv2_b3", (1, 8, 256)
+
+
 def _gpu_channelwise(op: str) -> Iterator[Case]:
+    kinds = [("float32", "NHWC"), ("float16", "NCHW"), ("float16", "NHWC")]
+    if op == "pointwise":
+        kinds += [("bfloat16", "NCHW"), ("bfloat16", "NHWC")]
     yield from kernelbench(op)
-    for case in layers(op):
-        yield case
-    for case in layers(op):
-        yield replace(case, dtype="float16")
-        yield replace(case, dtype="float16", layout="NHWC")
-    for case in kernelbench(op):
-        yield replace(case, dtype="float16")
+    for dtype, layout in kinds:
+        for case in kernelbench(op):
+            yield replace(case, dtype=dtype, layout=layout)
+    yield from layers(op)
+    for batch in BATCHES:
+        yield from (case for case in layers(op, batch) if case.label == SCALED)
+    for dtype, layout in kinds:
+        for case in layers(op):
+            yield replace(case, dtype=dtype, layout=layout)
 
 
 def cases(group: str, machine: str) -> list[Case]:

@@ -63,10 +63,12 @@ def share(machine: str, *parts: str, taps: tuple[int, int] = (0, 1000)) -> Calla
     return cells
 
 
-def both(machine: str, op: str, *peers: str, case: str = "") -> Callable[..., Cells]:
+def both(
+    machine: str, op: str, *peers: str, dtype: str = "float32", case: str = ""
+) -> Callable[..., Cells]:
     """Return ``ratio`` over NCHW and NHWC together."""
-    planar = ratio(machine, op, "float32", *peers, case=case)
-    pixels = ratio(machine, op, "float32 NHWC", *peers, case=case)
+    planar = ratio(machine, op, dtype, *peers, case=case)
+    pixels = ratio(machine, op, f"{dtype} NHWC", *peers, case=case)
     return lambda rows: planar(rows) | pixels(rows)
 
 
@@ -90,8 +92,10 @@ GOALS = (
     Goal("GPU separable float32 8192x8192 over torch, cells", 2, ratio("gpu", "separable", "float32", *TORCH, case="8192x8192")),
     Goal("GPU depthwise float32 KernelBench 82, percent of copy", 85, share("gpu", "depthwise/float32/NCHW/82_")),
     Goal("GPU depthwise float16 KernelBench 82, percent of copy", 80, share("gpu", "depthwise/float16/NCHW/82_")),
-    Goal("GPU depthwise float16 NHWC, percent of copy", 80, share("gpu", "depthwise/float16/NHWC")),
-    Goal("GPU pointwise float16 over cuBLAS, cells", 0.85, ratio("gpu", "pointwise", "float16", "cublas")),
+    Goal("GPU depthwise float32 NHWC KernelBench 82, percent of copy", 80, share("gpu", "depthwise/float32/NHWC/82_")),
+    Goal("GPU depthwise float16 NHWC KernelBench 82, percent of copy", 80, share("gpu", "depthwise/float16/NHWC/82_")),
+    Goal("GPU pointwise float16 over cuBLAS, cells", 0.85, both("gpu", "pointwise", "cublas", dtype="float16")),
+    Goal("GPU pointwise bfloat16 over cuBLAS, cells", 0.85, both("gpu", "pointwise", "cublas", dtype="bfloat16")),
     Goal("GPU fused KernelBench 86 over torch eager and compiled", 2.5, ratio("gpu", "fused", "float32", *TORCH, "torch_compile", case="/86_")),
 )  # fmt: skip
 

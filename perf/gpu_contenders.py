@@ -30,6 +30,8 @@ torch.set_grad_enabled(False)
 
 # torch.compile takes seconds a case: these carry the comparison.
 COMPILED = ("/82_", "/84_", "/86_", "/87_", "8192x8192/9taps")
+# So does XLA, which tries its algorithms first.
+XLA = ("/9taps", "/31taps")
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,8 @@ def _jax(case: Separable, inputs: Data) -> Iterator[Contender | Refused]:
     jax = optional("jax")
     if jax is None or case.dtype == "uint8" or case.rank != 1:
         yield Refused("jax", "not installed" if jax is None else "floating, one term only")
+        return
+    if not any(part in case.name for part in XLA):
         return
     numpy = optional("jax.numpy")
     planes = inputs.image.reshape(-1, 1, *inputs.image.shape[-2:])

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from numbasep.plan.layout import contiguous
+
 Times = dict[str, float]
 
 
@@ -55,7 +57,8 @@ class TorchTensor:
         self._address = address
         self.shape, self.dtype = shape, f"torch.{np.dtype(dtype).name}"
         self._size = np.dtype(dtype).itemsize
-        self._steps = tuple(step // self._size for step in np.empty(shape, dtype).strides)
+        steps = contiguous(shape, self._size, tuple(range(len(shape))))
+        self._steps = tuple(step // self._size for step in steps)
 
     def data_ptr(self) -> int:
         return self._address
@@ -79,8 +82,11 @@ KINDS = {"interface": DeviceArray, "cupy": CupyArray, "torch": TorchTensor}
 
 
 @contextlib.contextmanager
-def stand_ins() -> Iterator[list[int]]:
-    """Replace the driver's parts; yields a list that grows by one a launch."""
+def stand_ins(*, compiles: bool = False) -> Iterator[list[int]]:
+    """Replace the driver's parts; yields a list that grows by one a launch.
+
+    compiles: there is a device, for which kernels are compiled all the same, and kept on disk.
+    """
     from numbasep.cuda import launch
 
     launched: list[int] = []
@@ -105,14 +111,18 @@ def stand_ins() -> Iterator[list[int]]:
         return DeviceArray(array.shape, array.dtype.str, next(places))
 
     result = DeviceArray((1, 512, 512), "f4", 1 << 42)
-    replaced = (
+    driver = (
         (launch.Kernel, "_compile", lambda self, device: object()),
+        (launch.Kernel, "_raise_shared", lambda self, device, kernel, shared: None),
+        (launch, "current_device", lambda: 0),
+        (launch.cuda, "get_current_device", lambda: device),
+    )
+    replaced = (
+        *(() if compiles else driver),
         (launch, "to_device", uploaded),
         (launch, "allocate", lambda *description: result),
         (launch, "device_of", lambda address: 0),
         (launch, "_core_stream", lambda handle: None),
-        (launch, "current_device", lambda: 0),
-        (launch.cuda, "get_current_device", lambda: device),
         (launch._dispatcher, "launch", lambda *arguments: launched.append(1)),
     )
     kept = [getattr(owner, name) for owner, name, _ in replaced]

@@ -434,13 +434,16 @@ def _by_rank(axes: Any, rows: list[Row]) -> None:
 
 
 def _by_batch(axes: Any, rows: list[Row]) -> None:
+    """Draw a line an op: the mean over the layers that were measured at every batch of the op."""
     for op in sorted({r["op"] for r in rows}):
-        batches = sorted({r["shape"][0] for r in rows if r["op"] == op})
-        means = [
-            geometric_mean(r["gbps"] for r in rows if r["op"] == op and r["shape"][0] == n)
-            for n in batches
-        ]
-        axes.plot(batches, means, "o-", label=op)
+        rates: dict[str, dict[int, float]] = {}
+        for r in (r for r in rows if r["op"] == op):
+            rates.setdefault(r["case"].rsplit("/n", 1)[0], {})[r["shape"][0]] = r["gbps"]
+        most = max(map(len, rates.values()))
+        scaled = [by_batch for by_batch in rates.values() if len(by_batch) == most]
+        batches = sorted(set.intersection(*map(set, scaled)))
+        means = [geometric_mean(by_batch[n] for by_batch in scaled) for n in batches]
+        axes.semilogx(batches, means, "o-", label=op, base=2)
     axes.set(xlabel="batch", ylabel="GB/s, geometric mean", title="layers float32", ylim=(0, None))
 
 

@@ -32,13 +32,13 @@ SINGLE = ("startup", "memory", "ceilings", "overhead")
 Row = dict[str, Any]
 
 
-def rates(case: Case, seconds: float, ceilings: Row) -> Row:
+def rates(case: Case, contender: str, seconds: float, ceilings: Row) -> Row:
     """Return GB/s, GFLOP/s and their shares of the measured ceilings, in percent."""
     row = {"gbps": case.bytes / seconds / 1e9, "gflops": case.flops / seconds / 1e9}
     copy, matrix = ceilings.get("copy_gbps"), ceilings.get("matrix_gflops")
-    # A matrix rate is known for the precisions it was measured in; a float16 case on a GPU is
-    # held to the float16 rate.
-    matrix = ceilings.get(f"matrix_gflops_{getattr(case, 'dtype', 'float32')}", matrix)
+    # On a GPU a matrix rate is measured in each precision: a contender is held to its own.
+    precision = "tf32" if contender.endswith("_tf32") else case.dtype
+    matrix = ceilings.get(f"matrix_gflops_{precision}", matrix)
     if copy:
         row["percent_of_copy"] = 100 * row["gbps"] / copy
     if matrix:
@@ -160,7 +160,7 @@ def run_cases(options: argparse.Namespace, out: TextIO | None, started: float) -
             rows = []
             for row in measure(case, timer, options.contenders):
                 if "seconds" in row:
-                    row |= rates(case, row["seconds"]["p50"], ceilings)
+                    row |= rates(case, row["contender"], row["seconds"]["p50"], ceilings)
                 rows.append(row)
                 print(say(row), flush=True)
             for i, row in enumerate(rows):

@@ -9,13 +9,13 @@ go in and come out, so that no other library's kernels run. Without a GPU the ho
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 from collections.abc import Iterator
 
 from perf import contenders
 from perf.cases import Case, Channelwise, Separable
 from perf.contenders import Refused
+from perf.machine import gpu_answers
 
 
 def selection() -> Iterator[Case]:
@@ -38,20 +38,6 @@ def selection() -> Iterator[Case]:
         size = (2, 10, 29, 35)
         label = f"k{k}s{stride}"
         yield Channelwise(label, op, size, (k, k), stride, k // 2, 1, out, dtype, layout)
-
-
-def gpu_answers() -> bool:
-    """Ask the driver."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return (
-        driver.cuInit(0) == 0
-        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-        and count.value > 0
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

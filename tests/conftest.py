@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+# Without Numba: the simulator must be chosen before that is imported.
+from perf.machine import gpu_answers
+
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 CI_EXAMPLES = {"cpu": 1000, "cuda": 300}
 LOCAL_EXAMPLES = {"cpu": 100, "cuda": 25}
+COUNTS = dict(CI_EXAMPLES if os.environ.get("CI") else LOCAL_EXAMPLES)
 
 for name, counts in (("default", LOCAL_EXAMPLES), ("ci", CI_EXAMPLES)):
     settings.register_profile(
@@ -29,21 +32,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 def examples(backend: str) -> int:
     """Return the number of hypothesis examples that a property takes on a backend."""
-    return (CI_EXAMPLES if os.environ.get("CI") else LOCAL_EXAMPLES)[backend]
-
-
-def gpu_answers() -> bool:
-    """Ask the driver, without Numba: the simulator must be chosen before Numba is imported."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return (
-        driver.cuInit(0) == 0
-        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-        and count.value > 0
-    )
+    return COUNTS[backend]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,9 +42,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
         help="where CUDA kernels run: a device, Numba's simulator, or a device if there is one",
     )
+    parser.addoption(
+        "--examples",
+        type=int,
+        help="hypothesis examples of each property on each backend, in place of the profile's",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if count := config.getoption("--examples"):
+        COUNTS.update(dict.fromkeys(COUNTS, count))
     choice = config.getoption("--cuda")
     if choice == "auto":
         choice = "device" if gpu_answers() else "simulator"

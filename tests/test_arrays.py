@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import numbasep
 from numbasep import devices, spatial
-from numbasep.cuda import copying, launch, session
+from numbasep.cuda import launch, session
 from tests import devices as doubles
 from tests.conftest import examples
 from tests.devices import CudaTensor, CupyArray, Exposed, Library, exposed
@@ -217,28 +217,6 @@ def test_launches_into_unknown_memory_are_not_repeated() -> None:
 
 def _nothing(pointer: Any) -> None:
     pass
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_weights_on_the_device(cuda_runs_on: str, dtype: str) -> None:
-    """Host ones are uploaded; dense ones of the compute dtype are used as they stand."""
-    library = next(one for one in doubles.libraries(cuda_runs_on) if one.name == "numba")
-    values = (np.arange(12).reshape(3, 4) - 5).astype(dtype)
-    kind = devices.NUMBA
-    given = library.put(values)
-    weights = kind.describe(given, None)
-    other = weights.transposed((1, 0))
-    with session.Session(kind, 0, 0, [weights]) as made:
-        host = copying.resident(values, "float32")
-        dense = copying.resident(weights, "float32")
-        turned = copying.resident(other, "float32")
-    assert (dense.address == weights.address) == (dtype == "float32")
-    owners = (host.owner, given if dtype == "float32" else made.arrays[1].owner)
-    for owner in owners:
-        found = owner if isinstance(owner, np.ndarray) else library.get(owner)
-        np.testing.assert_array_equal(found.reshape(3, 4), values.astype(np.float32))
-    assert turned.address == made.arrays[-1].address
-    np.testing.assert_array_equal(library.get(made.arrays[-1].owner), values.T.astype(np.float32))
 
 
 def test_a_failed_call_leaves_the_next_one_right(libraries: list[Library]) -> None:

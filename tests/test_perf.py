@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Callable
@@ -236,6 +237,54 @@ def test_kernelbench_bytes_give_the_floors_computed_elsewhere() -> None:
         floor = case.bytes / 4.3e12 * 1e3
         assert abs(floor - FLOORS[case.label[:2]]) <= 0.005, case.name
     assert len(list(cases.kernelbench())) == len(FLOORS)
+
+
+def test_every_layer_of_the_table_is_a_case() -> None:
+    with open(Path(__file__).with_name("layers.csv")) as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    for op in ("depthwise", "pointwise", "fused"):
+        every = {c.label: c for c in cases.cases(op, "gpu") if isinstance(c, Channelwise)}
+        for name, row in table.items():
+            if name.startswith("kbench_"):
+                continue
+            keys = ("N", "C", "H", "W", "k", "stride", "pad", "dilation", "Cout")
+            n, c, height, width, k, stride, pad, dilation, out = (int(row[key]) for key in keys)
+            layer = Channelwise(
+                name, "fused", (n, c, height, width), (k, k), stride, pad, dilation, out
+            )
+            found = next(one for one in cases.layers(op) if one.label == name)
+            expected = c if op == "depthwise" else out
+            assert found.out_shape == (n, expected, *layer.spatial)
+            assert name in every
+    square, separable = table["kbench_P82_dw"], table["kbench_P86_sep"]
+    shapes = {case.label[:2]: case.shape for case in cases.kernelbench()}
+    for row, problem in ((square, "82"), (separable, "86")):
+        assert shapes[problem] == tuple(int(row[key]) for key in "NCHW")
+
+
+def test_a_contender_is_held_to_the_matrix_rate_of_its_precision() -> None:
+    case = Channelwise("t", "pointwise", (1, 8, 4, 4), (1, 1), 1, 0, 1, 8)
+    ceilings = {"matrix_gflops": 1.0, "matrix_gflops_float32": 1.0, "matrix_gflops_tf32": 4.0}
+    single = run.rates(case, "numbasep", 1e-9, ceilings)["percent_of_matrix"]
+    assert run.rates(case, "numbasep_tf32", 1e-9, ceilings)["percent_of_matrix"] == single / 4
+
+
+def test_references_that_are_kept_check_as_those_that_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from perf import gpu, gpu_contenders
+
+    case = Channelwise("t", "fused", (2, 3, 8, 9), (3, 3), 1, 1, 1, 4)
+    data = gpu_contenders.data(case)
+    for kept in (gpu.KEPT_BYTES, 0):
+        monkeypatch.setattr(gpu, "KEPT_BYTES", kept)
+        expected = gpu.Reference(case, data)
+        for contender in gpu_contenders.of(case, data):
+            assert isinstance(contender, Contender)
+            assert gpu.check(case, contender, data, expected).passed
+            wrong = replace(contender, read=lambda y, c=contender: c.read(y).roll(1, -1))
+            assert not gpu.check(case, wrong, data, expected).passed
+        assert bool(expected.kept) is (kept > 0)
 
 
 @pytest.mark.parametrize("taps", [1, 2, 3, 15, 64])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -195,6 +197,12 @@ def forked(work: Callable[[], bool]) -> bool:
 
 
 def test_forked_children_and_theirs() -> None:
+    """In a process of its own: libraries that other tests import refuse to be forked."""
+    work = "from tests.test_reliability import fork_and_fork; fork_and_fork()"
+    subprocess.run([sys.executable, "-W", "error", "-c", work], check=True, timeout=300)
+
+
+def fork_and_fork() -> None:
     """After the threads have run, in the child too; while other threads are at work."""
     made = calls(1)
     alone = expected(made)

@@ -69,13 +69,12 @@ def draw(path: Path, text: str, factors: SeparableKernel, overwrite: bool) -> No
     """Draw the kernel, its sum of terms, and the residual, as a PNG file."""
     figure = new_figure(11, 3.6)
     kernel = factors.dense() + factors.residual
+    pays = f"{factors.speedup:.3g}x fewer multiply-adds"
+    if not factors.worth_separating:
+        pays = "does not pay"
     parts = (
         (f"{text}, {' x '.join(map(str, factors.shape))}", kernel, kernel),
-        (
-            f"rank {factors.rank}, {factors.speedup:.3g}x fewer multiply-adds",
-            factors.dense(),
-            kernel,
-        ),
+        (f"rank {factors.rank}, {pays}", factors.dense(), kernel),
         (f"residual, {percent(factors.error)} of sum|K|", factors.residual, factors.residual),
     )
     for ax, (title, part, scale) in zip(figure.subplots(1, 3), parts, strict=True):

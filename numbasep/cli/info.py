@@ -69,4 +69,8 @@ def information() -> Table:
     made.add_row("arrays on the host", "run on the cpu backend, where they are")
     there = "are copied there and back" if works else "are refused, for the reason above"
     made.add_row("with backend='cuda'", there)
+    made.add_row(
+        "arrays on a device",
+        "run on the cuda backend, where they are" if works else "are refused, for the reason above",
+    )
     return made

@@ -12,15 +12,11 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from numbasep.cuda import launch
-from numbasep.cuda.elements import loader, raw_type, real_name, storer
-from numbasep.cuda.launch import VERSION, Kernel, View, cuda, types, upload, view
+from numbasep.cuda.elements import loader, raw_type, storer
+from numbasep.cuda.launch import VERSION, Kernel, cuda, types, upload, view
 from numbasep.plan.layout import join
 from numbasep.views import Device, form, itemsize_of
-
-Array = NDArray[Any]
 
 THREADS = 256
 MOST_BLOCKS = 4096
@@ -112,19 +108,3 @@ def fill_zero(target: Device, stream: Any = None) -> None:
     zero = view(upload(np.zeros(2, np.float64), stream))
     everywhere = form(target.shape, (0,) * len(target.shape), target.dtype)
     copy(Device(zero.address, everywhere, target.device, zero), target, stream)
-
-
-def resident(weights: Array | Device, compute: str, stream: Any = None) -> View:
-    """Return dense weights on the device in the compute dtype.
-
-    weights: of the host, found again on the device by their content; or already there, used as they
-        stand where they are dense and of that dtype, else converted on the device.
-    """
-    if not isinstance(weights, Device):
-        dense = np.ascontiguousarray(weights, compute)
-        return view(upload(dense.reshape(-1).view(real_name(compute)), stream))
-    if weights.dtype == compute and weights.dense:
-        return view(weights)
-    fresh: Device = launch.empty(weights.shape, compute, stream)
-    copy(weights, fresh, stream)
-    return view(fresh)

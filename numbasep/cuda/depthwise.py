@@ -51,8 +51,12 @@ def _steps(plan: DepthwisePlan, channels: int, height: int, width: int) -> tuple
     return channels * height * width, 1, width * channels, channels
 
 
-def _upload(plan: DepthwisePlan, array: Array, stream: Any) -> Any:
-    return launch.view(launch.upload(array, stream)).pointer(raw_type(plan.compute))
+def _filters_last(weight: Array) -> Array:
+    return np.ascontiguousarray(np.moveaxis(weight, 0, -1))
+
+
+def _upload(plan: DepthwisePlan, array: Array, stream: Any, form: tuple[Any, ...] = ()) -> Any:
+    return launch.view(launch.upload(array, stream, form)).pointer(raw_type(plan.compute))
 
 
 def _rows(
@@ -113,7 +117,6 @@ def _pixels(
     units = plan.batch * strips * across
     threads = min(shape.threads, tiles.whole(units * tile.lanes, 32))
     chunks = -(-plan.channels // (tile.lanes * shape.vector))
-    filters_last = np.ascontiguousarray(np.moveaxis(weight, 0, -1))
     taps = (y.taps * x.taps + 1) * shape.lanes * shape.vector
     pixels_kernel(
         shape, plan.boundary, plan.storage, plan.compute, plan.output, plan.activation
@@ -125,7 +128,8 @@ def _pixels(
         (
             source.pointer("uint8"),
             target.pointer("uint8"),
-            *(_upload(plan, one, stream) for one in (filters_last, bias)),
+            _upload(plan, weight, stream, (_filters_last,)),
+            _upload(plan, bias, stream),
             np.int64(y.size * x.size * plan.channels * size),
             np.int64(y.out * x.out * plan.channels * narrow),
             *map(

@@ -20,9 +20,8 @@ from typing import Any
 
 from numbasep import boundary as boundaries
 from numbasep.cuda.activations import epilogue
-from numbasep.cuda.depthwise_rows import pack
 from numbasep.cuda.depthwise_tile import divided
-from numbasep.cuda.elements import loader, multiply_add, numba_type, raw_type, widen, zero
+from numbasep.cuda.elements import loader, multiply_add, numba_type, pack, raw_type, widen, zero
 from numbasep.cuda.launch import VERSION, Kernel, cuda, device_function, types
 from numbasep.cuda.primitives import (
     advance,

@@ -25,7 +25,7 @@ from typing import Any
 from numbasep import boundary as boundaries
 from numbasep.cuda.activations import epilogue
 from numbasep.cuda.depthwise_tile import divided
-from numbasep.cuda.elements import loader, multiply_add, numba_type, raw_type, widen, zero
+from numbasep.cuda.elements import loader, multiply_add, numba_type, pack, raw_type, widen, zero
 from numbasep.cuda.launch import VERSION, Kernel, cuda, device_function, types
 from numbasep.cuda.primitives import (
     advance,
@@ -62,20 +62,6 @@ def rows_kernel(
         shape.threads,
         shape.blocks,
     )
-
-
-def pack(count: int) -> Any:
-    """Return ``pack(array, at) -> tuple`` of ``count`` elements."""
-    return device_function(
-        {
-            1: lambda a, i: (a[i],),
-            2: lambda a, i: (a[i], a[i + 1]),
-            4: lambda a, i: (a[i], a[i + 1], a[i + 2], a[i + 3]),
-            8: lambda a, i: (
-                a[i], a[i + 1], a[i + 2], a[i + 3], a[i + 4], a[i + 5], a[i + 6], a[i + 7],
-            ),
-        }[count]
-    )  # fmt: skip
 
 
 def _rows(

@@ -226,12 +226,15 @@ def storer(compute: str, output: str) -> Any:
 
 
 @lru_cache
-def pack(count: int) -> Any:
-    """Return ``pack(array, at) -> tuple`` of ``count`` elements, as vector stores take them."""
-    return device_function(
-        {
-            1: lambda a, i: (a[i],),
-            2: lambda a, i: (a[i], a[i + 1]),
-            4: lambda a, i: (a[i], a[i + 1], a[i + 2], a[i + 3]),
-        }[count]
-    )
+def pack(count: int, convert: Any = None) -> Any:
+    """Return ``pack(array, at) -> tuple`` of ``count`` elements, as vector stores take them.
+
+    convert: applied to each; nothing without.
+    """
+    change = device_function(lambda value: value) if convert is None else convert
+    if count == 1:
+        return device_function(lambda a, i: (change(a[i]),))
+    if count == 2:
+        return device_function(lambda a, i: (change(a[i]), change(a[i + 1])))
+    half = pack(count // 2, convert)
+    return device_function(lambda a, i: half(a, i) + half(a, i + count // 2))

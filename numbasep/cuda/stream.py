@@ -30,7 +30,7 @@ from functools import lru_cache
 from typing import Any
 
 from numbasep import boundary as boundaries
-from numbasep.cuda.elements import multiply_add, narrow, numba_type, raw_type, widen, zero
+from numbasep.cuda.elements import multiply_add, narrow, numba_type, pack, raw_type, widen, zero
 from numbasep.cuda.launch import VERSION, Kernel, cuda, device_function, types
 from numbasep.cuda.primitives import (
     advance,
@@ -69,23 +69,13 @@ def stream_kernel(shape: StreamShape, storage: str, compute: str, output: str) -
     )
 
 
-def _pack(count: int, convert: Any) -> Any:
-    """Return ``pack(array, at) -> tuple`` of ``count`` elements, converted."""
-    change = device_function(lambda value: value) if convert is None else convert
-    two = lambda a, i: (change(a[i]), change(a[i + 1]))  # noqa: E731
-    if count <= 2:
-        return device_function(two if count == 2 else lambda a, i: (change(a[i]),))
-    half = _pack(count // 2, convert)
-    return device_function(lambda a, i: half(a, i) + half(a, i + count // 2))
-
-
 def _column_sums(shape: StreamShape, compute: str, term: int) -> Any:
     """Return ``add(state, values, taps, sums, at)``: the rows of a step into the sums of a term."""
     columns, steps, rank, pitch = shape.columns, shape.steps, shape.rank, shape.pitch
     taps_y, pending = shape.taps_y, shape.taps_y - 1
     first, taps_at = term * pending * columns, term * taps_y
     element, nothing, step = numba_type(compute), zero(compute), multiply_add(compute)
-    store_sums, packed = store_vector(columns, element), _pack(columns, None)
+    store_sums, packed = store_vector(columns, element), pack(columns)
 
     def add(state: Any, values: Any, taps: Any, sums: Any, at: int) -> None:
         done = cuda.local.array(columns, element)
@@ -182,8 +172,8 @@ def _stream(shape: StreamShape, storage: str, compute: str, output: str) -> Call
     store_one = store_bytes(1, raw_out)
     column_sums = _terms(lambda term: _column_sums(shape, compute, term), rank)
     row_sums = _terms(lambda term: _row_sums(shape, compute, term), rank)
-    packed_values = _pack(held, None)
-    packed_results = _pack(vector, narrowed)
+    packed_values = pack(held)
+    packed_results = pack(vector, narrowed)
     version = VERSION
 
     def kernel(

@@ -39,6 +39,11 @@ class Axis:
         """Image elements between the first and the last tap, both included."""
         return (self.taps - 1) * self.dilation + 1
 
+    def span(self, begin: int, end: int) -> tuple[int, int]:
+        """Return the first index that outputs ``begin`` to ``end`` read, and the one after all."""
+        first = begin * self.stride + self.origin
+        return first, first + (end - begin - 1) * self.stride + self.extent
+
 
 @dataclass(frozen=True, slots=True)
 class SpatialPlan:

@@ -3,7 +3,8 @@
     python -m tests.cuda.compiled [NAME ...]
 
 Each module of ``tests.cuda.budgets`` lists kernels with what their machine code for sm_90a must
-keep to. Prints a line a kernel; the exit status is 1 if one breaks its budget.
+keep to. Prints a line a kernel; the exit status is 1 if one breaks its budget. A compile is one
+thread's work: they share the processors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +84,13 @@ def listed() -> Iterator[Budget]:
         yield from importlib.import_module(f"tests.cuda.budgets.{module.name}").budgets()
 
 
+def examine(name: str) -> tuple[str, list[str]]:
+    """Compile the kernel of a budget; return a line of figures, and what breaks the budget."""
+    (budget,) = (one for one in listed() if one.name == name)
+    kernel = budget.kernel()
+    return budget.findings(machine(kernel), kernel.threads)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     p = argparse.ArgumentParser(
@@ -90,15 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("names", nargs="*", help="only budgets whose name has one of these")
-    names = p.parse_args(arguments).names
+    wanted = p.parse_args(arguments).names
+    names = [budget.name for budget in listed()]
+    names = [name for name in names if not wanted or any(part in name for part in wanted)]
     failed = 0
-    for budget in listed():
-        if names and not any(name in budget.name for name in names):
-            continue
-        kernel = budget.kernel()
-        text, broken = budget.findings(machine(kernel), kernel.threads)
-        failed += bool(broken)
-        print(f"{budget.name:<44} {text}", *(f"\n    BROKEN: {b}" for b in broken), flush=True)
+    with ProcessPoolExecutor() as pool:
+        for name, (text, broken) in zip(names, pool.map(examine, names), strict=True):
+            failed += bool(broken)
+            print(f"{name:<44} {text}", *(f"\n    BROKEN: {b}" for b in broken), flush=True)
     print(f"{failed} failed")
     return 1 if failed else 0
 
