@@ -22,8 +22,16 @@ Array = NDArray[Any]
 # Bytes of weights above which hashing all of them takes longer than comparing.
 LARGE = 4096
 
+# Names of further arrays of a call, and where they are.
+Others = tuple[tuple[str, Device], ...]
+
 # Axes of an NCHW image as NHWC, and back; of three dimensions too.
 LAST = {4: (0, 2, 3, 1), 3: (1, 2, 0)}
+
+
+def as_kernels_read(x: Array) -> bool:
+    """Whether kernels can read a host array where it is."""
+    return bool(x.flags.c_contiguous and x.flags.aligned and x.dtype.isnative)
 
 
 class Call:
@@ -79,8 +87,10 @@ def host_backend(backend: Any, stream: Any) -> str:
 class HostCall(Call):
     """A call between host arrays, on either backend."""
 
-    def __init__(self, x: Any, out: Any, layout: Any, backend: Any, stream: Any) -> None:
-        self.x, self.kind = arrays.adopt("x", x)
+    def __init__(
+        self, x: Any, out: Any, layout: Any, backend: Any, stream: Any, argument: str = "x"
+    ) -> None:
+        self.x, self.kind = arrays.adopt(argument, x)
         self.asked = out
         self.out: Array | None = None
         if out is not None:
@@ -98,14 +108,23 @@ class HostCall(Call):
         ):
             self.x = np.moveaxis(self.x, -3, -1)
             self.turn()
-        flags = self.x.flags
-        self.copied = not (flags.c_contiguous and flags.aligned and self.x.dtype.isnative)
+        self.copied = not as_kernels_read(self.x)
         self.result: Array | None = None
+        self.whole = False
 
     def image(self) -> Any:
         """Return ``x`` as the kernels take it, four dimensions."""
-        x = self.x
-        if self.copied:
+        return self._dense(self.x)
+
+    def companion(self, argument: str, value: Any) -> Any:
+        """Return another image in the layout of ``x``, as ``image`` does."""
+        devices.refuse(argument, value, "and x is in host memory; pass a host array")
+        array, kind = arrays.adopt(argument, value)
+        check_companion(argument, kind.name, self.kind.name, checks.name_of(array.dtype), self)
+        return self._dense(np.moveaxis(array, -3, -1) if self.turned else array)
+
+    def _dense(self, x: Array) -> Any:
+        if not as_kernels_read(x):
             x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
         x = x if self.batched else x[None]
         if self.backend == "cpu":
@@ -138,6 +157,23 @@ class HostCall(Call):
         usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
         return place if usable and not np.may_share_memory(self.x, place) else None
 
+    def place_whole(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Return the array that the kernels write where the result is no image."""
+        self.whole = True
+        arrays.check_wrap(self.kind.name, dtype)
+        made = np.empty(shape, self.x.dtype.newbyteorder("="))
+        if self.out is not None:
+            arrays.check_out(self.out, shape, dtype)
+            flags = self.out.flags
+            if flags.c_contiguous and flags.aligned and self.out.dtype.isnative:
+                # Weights are written when all images have been read: they may share memory.
+                made = self.out
+        self.result = made
+        if self.backend == "cpu":
+            return made
+        self.written = _module("cuda", "launch").empty(shape, made.dtype, self.stream)
+        return self.written
+
     def fresh(self, shape: tuple[int, ...]) -> Array:
         """Return an array of the image's dtype for an intermediate result."""
         return np.empty(shape, self.x.dtype.newbyteorder("="))
@@ -148,9 +184,9 @@ class HostCall(Call):
         assert one is not None
         if self.backend == "cuda" and one.size:
             _module("cuda", "launch").to_host(
-                self.written, one if self.batched else one[None], self.stream
+                self.written, one if self.batched or self.whole else one[None], self.stream
             )
-        if self.turned:
+        if self.turned and not self.whole:
             one = np.moveaxis(one, -1, -3)
         if self.out is None:
             return self.kind.wrap(one)
@@ -167,8 +203,11 @@ class DeviceCall(Call):
 
     backend = "cuda"
 
-    def __init__(self, session: Any, x: Device, out: Device | None, layout: Any) -> None:
+    def __init__(
+        self, session: Any, x: Device, out: Device | None, layout: Any, others: Others = ()
+    ) -> None:
         self.session, self.x, self.out = session, x, out
+        self.others = dict(others)
         self.more = {} if session is None else {"stream": session.stream}
         super().__init__(x.shape, x.dtype, layout)
         if self.layout == "NCHW" and not x.dense:
@@ -180,10 +219,18 @@ class DeviceCall(Call):
 
     def image(self) -> Device:
         """Return ``x`` as the kernels take it, four dimensions, copied where it is not dense."""
+        return self._dense(self.x)
+
+    def companion(self, argument: str, value: Any) -> Device:
+        """Return another image, of ``others``, in the layout of ``x``, as ``image`` does."""
+        found = self.others[argument]
+        check_companion(argument, "", "", found.dtype, self)
+        return self._dense(found.transposed(LAST[len(found.shape)]) if self.turned else found)
+
+    def _dense(self, x: Device) -> Device:
         from numbasep.cuda import copying
 
-        x = self.x
-        if self.copied:
+        if not x.dense:
             dense: Device = self.session.empty(x.shape, x.dtype)
             copying.copy(x, dense, self.session.stream)
             x = dense
@@ -209,6 +256,16 @@ class DeviceCall(Call):
         apart = self.x.overlaps(self.out) or not self._seen(self.out).dense
         return None if apart else self.out
 
+    def place_whole(self, shape: tuple[int, ...], dtype: str) -> Device:
+        """Return the array that the kernels write where the result is no image."""
+        result = self.out
+        if result is not None:
+            arrays.check_out(result, shape, dtype)
+        if result is None or not result.dense:
+            result = self.session.empty(shape, dtype)
+        self.result = result
+        return self.result
+
     def _seen(self, result: Device) -> Device:
         """Return the result as the kernels see it."""
         return result.transposed(LAST[len(result.shape)]) if self.turned else result
@@ -232,21 +289,29 @@ def run(
     out: Any,
     backend: Any,
     stream: Any,
+    argument: str = "x",
+    others: tuple[tuple[str, Any], ...] = (),
 ) -> Any:
     """Return ``function(call, *weights, *options)``, on a device as launches that are known.
 
     weights: arrays, kernels or None; options: everything else on which the result depends.
+    argument: the name of ``x``. others: names and arrays that stand where ``x`` does.
     """
     kind = devices.kind_of(x)
     if kind is None:
-        return function(HostCall(x, out, layout, backend, stream), *weights, *options)
+        call = HostCall(x, out, layout, backend, stream, argument)
+        return function(call, *[value for _, value in others], *weights, *options)
     from numbasep.cuda import session
 
     image, place, handle = devices.arrive(kind, x, out, backend, stream)
-    given = [image] if place is None else [image, place]
+    beside = tuple([(name, _beside(kind, name, one, image, handle)) for name, one in others])
+    given = [image, *[one for _, one in beside]]
+    if place is not None:
+        given.append(place)
 
     def work(current: Any) -> Device:
-        made: Device = function(DeviceCall(current, image, place, layout), *weights, *options)
+        call = DeviceCall(current, image, place, layout, beside)
+        made: Device = function(call, *[one for _, one in beside], *weights, *options)
         return made
 
     key: Any
@@ -257,7 +322,7 @@ def run(
             options,
             checks.types(options),
             tuple([content(one) for one in weights]),
-            place is not None and (place.writable, image.overlaps(place)),
+            place is not None and (place.writable, *[one.overlaps(place) for one in given[:-1]]),
         )
         hash(key)
     except TypeError:
@@ -265,6 +330,41 @@ def run(
         key = None
     result = session.run(key, kind, handle, given, work)
     return out if place is not None else kind.wrap(result, handle)
+
+
+def _beside(kind: Any, argument: str, value: Any, image: Device, stream: int) -> Device:
+    """Return where an array is that has to be on the device of ``x``."""
+    found = devices.kind_of(value)
+    if found is None:
+        arrays.kind_of(argument, value)
+        raise TypeError(
+            f"{argument}: an array in host memory arrived and x is on a device; pass one there"
+        )
+    if found.name != kind.name:
+        raise TypeError(
+            f"{argument}: an array of {found.name} arrived and x is one of {kind.name}; pass that"
+        )
+    array = devices.adopt(argument, value, kind, stream)
+    if array.device != image.device:
+        raise ValueError(
+            f"{argument}: an array on device {array.device} arrived and x is on device "
+            f"{image.device}; pass one there"
+        )
+    if array.stream is not None:
+        from numbasep.cuda import launch
+
+        launch.order(array.stream, stream)
+    return array
+
+
+def check_companion(argument: str, mine: str, library: str, dtype: str, call: Call) -> None:
+    """Refuse an image that does not go with ``x``."""
+    if mine != library:
+        raise TypeError(f"{argument}: an array of {mine} arrived and x is one of {library}")
+    if dtype != call.dtype:
+        raise TypeError(
+            f"{argument}: dtype {dtype} arrived and x is {call.dtype}; convert one of them"
+        )
 
 
 class Large:

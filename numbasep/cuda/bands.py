@@ -145,7 +145,7 @@ def run(
             f"x: the device had no memory for {size:,} bytes, {refused} of the result at a time; "
             f"it was computed {bands} at a time, {fits:,} bytes, with the same result",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -1,0 +1,360 @@
+"""Gradients of the depthwise convolution on the CPU.
+
+To the input: a depthwise correlation of the gradient with flipped taps, one for each phase of the
+stride; with a padding that copies, of the padded image, which is folded. To the weight: threads
+take slices of the batch and the rows, and add up products in vectors for each tap; the partial sums
+of slices and lanes are added in pairs at the end.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from numbasep import boundary as boundaries
+from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, products, simd
+from numbasep.cpu.depthwise import (
+    BAND,
+    BANDS,
+    BOUNDARY,
+    DY,
+    IMAGE,
+    KH,
+    OH,
+    OW,
+    OX,
+    OY,
+    SIZE,
+    SY,
+    C,
+    H,
+    Prepared,
+    Tile,
+    W,
+    clear_band,
+    pack_band,
+    row_bytes,
+)  # fmt: skip
+from numbasep.cpu.pool import address
+from numbasep.cpu.products import BLOCK
+from numbasep.cpu.separable import map_index
+from numbasep.plan import cpu_tiles
+from numbasep.plan import gradients as planner
+from numbasep.plan.channelwise import DepthwisePlan
+from numbasep.plan.gradients import Phase
+
+Array = NDArray[Any]
+
+VERSION = zlib.crc32(
+    Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes(), depthwise.VERSION
+)
+
+rows_full = products.make_rows(masked=False)
+rows_edge = products.make_rows(masked=True)
+pixels_full = products.make_pixels(masked=False)
+pixels_edge = products.make_pixels(masked=True)
+
+# Output rows of a unit of work in pixels, and channels of a group.
+PIXEL_ROWS, PIXEL_CHANNELS = 4, 128
+
+# Places of the numbers that describe a weight gradient: those of the correlation, addresses; then
+# filters of a channel, channels of a group, groups, units, slices, taps in whole blocks; bytes from
+# one output to the next in what is multiplied; the pixels of a row that taps read.
+(
+    CORRELATION, GRAD, SUMS, FILL, OFFSETS,
+    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN, ONES,
+) = range(15)  # fmt: skip
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def plane_work(
+    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any
+) -> None:
+    """Take slices of groups of channels until there are none; NCHW."""
+    q = simd.as_pointer(numbers)
+    p = simd.as_pointer(q[CORRELATION])
+    lanes = blocks.vector_lanes(compute)
+    vector, size = lanes * simd.size_of(compute), simd.size_of(storage)
+    full, filters, g_row = p[OW] // lanes, p[C] * q[M], p[OW] * size
+    while True:
+        item = atomics.take(taken)
+        if item >= items:
+            break
+        group, part = item % q[GROUPS], item // q[GROUPS]
+        first = group * q[GROUP]
+        for unit in range(part * q[UNITS] // q[SLICES], (part + 1) * q[UNITS] // q[SLICES]):
+            band, n = unit % p[BANDS], unit // p[BANDS]
+            y0 = band * p[BAND]
+            rows = min(p[OH] - y0, p[BAND])
+            x = q[FILL]
+            if q[ONES] == 0:
+                x = scratch
+                clear_band(p, scratch, rows)
+            for c in range(first, min(first + q[GROUP], p[C])):
+                if q[ONES] == 0:
+                    needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
+                    base = p[IMAGE] + (n * p[C] + c) * p[H] * p[W] * p[SIZE]
+                    pack_band(p, base, y0 * p[SY] + p[OY], needed, x)
+                for f in range(c * q[M], (c + 1) * q[M]):
+                    grad = q[GRAD] + ((n * filters + f) * p[OH] + y0) * g_row
+                    acc = q[SUMS] + (part * filters + f) * q[TAPS] * vector
+                    for tap in range(0, q[TAPS], BLOCK):
+                        to, offsets = acc + tap * vector, q[OFFSETS] + 8 * tap
+                        if full > 0:
+                            rows_full(
+                                to, vector, grad, g_row, x, q[STEP_Y], q[STEP_X], offsets, rows,
+                                full, storage, compute,
+                            )  # fmt: skip
+                        if p[OW] > full * lanes:
+                            rows_edge(
+                                to, vector, grad + full * lanes * size, g_row,
+                                x + full * q[STEP_X], q[STEP_Y], q[STEP_X], offsets, rows,
+                                p[OW] - full * lanes, storage, compute,
+                            )  # fmt: skip
+        atomics.take(taken + 8)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def pixel_work(
+    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any
+) -> None:
+    """Take slices of groups of channels until there are none; NHWC."""
+    q = simd.as_pointer(numbers)
+    p = simd.as_pointer(q[CORRELATION])
+    lanes = blocks.vector_lanes(compute)
+    wide, size = simd.size_of(compute), simd.size_of(storage)
+    pixel, span = p[C] * size, q[SPAN]
+    bands = (p[OH] + PIXEL_ROWS - 1) // PIXEL_ROWS
+    while True:
+        item = atomics.take(taken)
+        if item >= items:
+            break
+        group, part = item % q[GROUPS], item // q[GROUPS]
+        first = group * q[GROUP]
+        last = min(first + q[GROUP], p[C])
+        for unit in range(part * q[UNITS] // q[SLICES], (part + 1) * q[UNITS] // q[SLICES]):
+            band, n = unit % bands, unit // bands
+            y0 = band * PIXEL_ROWS
+            rows = min(p[OH] - y0, PIXEL_ROWS)
+            needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
+            if q[ONES]:
+                atomics.poke(scratch, q[FILL])
+                needed = 0
+            for j in range(needed):
+                y = map_index(y0 * p[SY] + p[OY] + j, p[H], p[BOUNDARY])
+                for i in range(span):
+                    x = map_index(i + p[OX], p[W], p[BOUNDARY]) if y >= 0 else -1
+                    where = q[FILL] if x < 0 else p[IMAGE] + ((n * p[H] + y) * p[W] + x) * pixel
+                    atomics.poke(scratch + 8 * (j * span + i), where)
+            for y in range(rows):
+                line = q[GRAD] + (n * p[OH] + y0 + y) * p[OW] * pixel
+                for tap in range(0, q[TAPS], BLOCK):
+                    offsets = q[OFFSETS] + 8 * tap
+                    acc = q[SUMS] + (part * q[TAPS] + tap) * p[C] * wide
+                    for c in range(first, last, lanes):
+                        at = c * size
+                        if c + lanes <= last:
+                            pixels_full(
+                                acc + c * wide, p[C] * wide, line + at, pixel,
+                                scratch + y * q[STEP_Y], q[STEP_X], offsets, at, p[OW], lanes,
+                                storage, compute,
+                            )  # fmt: skip
+                        else:
+                            pixels_edge(
+                                acc + c * wide, p[C] * wide, line + at, pixel,
+                                scratch + y * q[STEP_Y], q[STEP_X], offsets, at, p[OW], last - c,
+                                storage, compute,
+                            )  # fmt: skip
+        atomics.take(taken + 8)
+
+
+@cache
+def driver(planar: bool, storage: str, compute: str, version: int = VERSION) -> Any:
+    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    stored, computed = simd.tag(storage), simd.tag(compute)
+    work = plane_work if planar else pixel_work
+
+    @compiled.cfunc("void(int64, int64, int64, int64)")
+    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+        if version:
+            work(numbers, counter, items, scratch, stored, computed)
+
+    return driver
+
+
+@lru_cache(maxsize=512)
+def prepare(plan: DepthwisePlan, ones: bool) -> tuple[Prepared, Prepared]:
+    """Return what calls of a plan share: of the correlation, and of its weight gradient."""
+    planar = plan.layout == "NCHW"
+    alone = replace(plan, multiplier=1, output=plan.compute)
+    band = depthwise.choose(alone, 1).band
+    one = depthwise.prepare(alone, Tile(band, 1, 1))
+    wide = np.dtype(plan.compute).itemsize
+    y, x = plan.y, plan.x
+    span = (x.out - 1) * x.stride + x.extent
+    across, down = np.arange(x.taps) * x.dilation, np.arange(y.taps) * y.dilation
+    if planar:
+        pitch, phase = row_bytes(alone, 1)
+        shifts = across % x.stride * phase + across // x.stride * wide
+        steps = y.stride * pitch, wide * blocks.lanes_of(plan.compute)
+        group = max(1, min(8, plan.channels // 32, 1024 // (y.taps * x.taps * plan.multiplier)))
+        units, scratch = plan.batch * -(-y.out // band), one.scratch
+        fill = np.ones(blocks.lanes_of(plan.compute), plan.compute)
+    else:
+        pitch, shifts = 8 * span, 8 * across
+        steps = y.stride * pitch, 8 * x.stride
+        group = min(plan.channels, PIXEL_CHANNELS)
+        units = plan.batch * -(-y.out // PIXEL_ROWS)
+        scratch = ((PIXEL_ROWS - 1) * y.stride + y.extent) * pitch
+        fill = np.full(plan.channels, float(ones), plan.storage)
+    offsets = (down[:, None] * pitch + shifts).astype(np.int64).ravel()
+    # Whole blocks: the last tap once more.
+    offsets = np.pad(offsets, (0, -len(offsets) % BLOCK), "edge")
+    if ones:
+        offsets[:], steps = 0, (0, 0)
+    groups = -(-plan.channels // group)
+    slices = planner.slices(units, groups)
+    numbers = np.zeros(ONES + 1, np.int64)
+    numbers[FILL:] = (
+        address(fill), address(offsets), plan.multiplier, group, groups, units, slices,
+        len(offsets), *steps, span, ones,
+    )  # fmt: skip
+    return one, Prepared(numbers, groups * slices, scratch + 64, 1, (fill, offsets))
+
+
+def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, out: Array) -> None:
+    """Write the gradient to the weight into ``out``; see ``plan.gradients``."""
+    if grad.size == 0:
+        out[...] = 0
+        return
+    if plan.layout == "NHWC" and plan.multiplier > 1:
+        # Vectors of filters would need channels repeated.
+        assert image is not None
+        image, grad = (np.ascontiguousarray(np.moveaxis(one, -1, 1)) for one in (image, grad))
+        plan = replace(plan, layout="NCHW")
+    one, made = prepare(plan, image is None)
+    planar, lanes = plan.layout == "NCHW", blocks.lanes_of(plan.compute)
+    taps, slices = int(made.numbers[TAPS]), int(made.numbers[SLICES])
+    shape = (plan.filters, taps, lanes) if planar else (taps, plan.channels)
+    sums = np.zeros((slices, *shape), plan.compute)
+    correlation = one.numbers.copy()
+    correlation[IMAGE] = 0 if image is None else address(image)
+    numbers = made.numbers.copy()
+    numbers[:FILL] = address(correlation), address(grad), address(sums)
+    threads = numba.get_num_threads()
+    if grad.size * taps < cpu_tiles.ALONE:
+        threads = 1
+    pool.run(
+        driver(planar, plan.storage, plan.compute).address, numbers, made.items, made.scratch,
+        threads, (image, grad, sums, correlation, numbers, one, made),
+    )  # fmt: skip
+    total = added(sums, 0)
+    total = added(total, -1) if planar else total.T
+    total = total[:, : plan.y.taps * plan.x.taps]
+    np.copyto(out, total.reshape(out.shape), casting="unsafe")
+
+
+def added(values: Array, axis: int) -> Array:
+    """Return the sum over an axis, by adding the second half to the first, again and again."""
+    values = np.moveaxis(values, axis, 0)
+    while len(values) > 1:
+        half = len(values) // 2
+        head = values[:half] + values[half : 2 * half]
+        values = np.concatenate((head, values[2 * half :])) if len(values) % 2 else head
+    found: Array = values[0]
+    return found
+
+
+def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Array) -> None:
+    """Write the gradient to the input into ``out``; see ``plan.gradients``."""
+    (top, bottom), (left, right) = planner.padded(plan)
+    down, across = planner.phases(plan.y, top, bottom), planner.phases(plan.x, left, right)
+    # Filters of a channel, what padding copied, and phases come together before the rounding.
+    if plan.boundary == boundaries.FILL and len(down) == len(across) == plan.multiplier == 1:
+        _correlate(plan, down[0], across[0], grad, weight, out, plan.output)
+        return
+    planar = plan.layout == "NCHW"
+    height, width = bottom - top, right - left
+
+    def fresh(channels: int, rows: int, columns: int) -> Array:
+        size = (channels, rows, columns) if planar else (rows, columns, channels)
+        return np.empty((plan.batch, *size), plan.compute)
+
+    whole = fresh(plan.channels, height, width)
+    for one in down:
+        for two in across:
+            part = fresh(plan.filters, one.axis.out, two.axis.out)
+            _correlate(plan, one, two, grad, weight, part, plan.compute)
+            rows = slice(one.first - top, None, one.step)
+            columns = slice(two.first - left, None, two.step)
+            if planar:
+                whole[:, :, rows, columns] = _filters_added(part, plan.multiplier, 1)
+            else:
+                whole[:, rows, columns] = _filters_added(part, plan.multiplier, 3)
+    if plan.boundary != boundaries.FILL:
+        for axis, places in ((plan.y, 2 if planar else 1), (plan.x, 3 if planar else 2)):
+            whole = _folded(whole, places, planner.folds(axis, plan.boundary))
+    np.copyto(out, whole, casting="unsafe")
+
+
+def _filters_added(part: Array, multiplier: int, axis: int) -> Array:
+    """Return the sum over the filters of each channel, ascending."""
+    if multiplier == 1:
+        return part
+    shape = part.shape
+    each = part.reshape(*shape[:axis], shape[axis] // multiplier, multiplier, *shape[axis + 1 :])
+    each = np.moveaxis(each, axis + 1, 0)
+    total: Array = each[0].copy()
+    for one in each[1:]:
+        total += one
+    return total
+
+
+def _folded(whole: Array, axis: int, places: tuple[tuple[int, ...], ...]) -> Array:
+    """Return the gradient of an image from that of its padded one, along an axis."""
+    whole = np.moveaxis(whole, axis, 0)
+    result = np.zeros((len(places), *whole.shape[1:]), whole.dtype)
+    for turn in range(max(map(len, places))):
+        chosen = [i for i, one in enumerate(places) if len(one) > turn]
+        result[chosen] += whole[[places[i][turn] for i in chosen]]
+    return np.moveaxis(result, 0, axis)
+
+
+def _correlate(
+    plan: DepthwisePlan,
+    down: Phase,
+    across: Phase,
+    grad: Array,
+    weight: Array,
+    out: Array,
+    output: str,
+) -> None:
+    """Write the gradient of one phase, for each filter."""
+    y, x = down.axis, across.axis
+    # Of the gradient, what comes before all taps is left out.
+    cut = max(y.origin, 0), max(x.origin, 0)
+    if not (y.taps and x.taps) or cut[0] >= y.size or cut[1] >= x.size:
+        out[...] = 0
+        return
+    planar = plan.layout == "NCHW"
+    if any(cut):
+        spatial = slice(cut[0], None), slice(cut[1], None)
+        grad = np.ascontiguousarray(grad[(..., *spatial) if planar else (slice(None), *spatial)])
+        y = replace(y, size=y.size - cut[0], origin=y.origin - cut[0])
+        x = replace(x, size=x.size - cut[1], origin=x.origin - cut[1])
+    taps = np.ascontiguousarray(weight[:, down.taps][:, :, across.taps])
+    depthwise.run_depthwise(
+        replace(
+            plan, channels=plan.filters, multiplier=1, y=y, x=x, boundary=boundaries.FILL,
+            output=output,
+        ),
+        grad, taps, np.zeros(plan.filters, plan.compute), out,
+    )  # fmt: skip

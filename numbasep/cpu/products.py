@@ -1,0 +1,116 @@
+"""Sums of products with the taps' shifts, in registers: blocks of the weight gradients.
+
+As ``blocks``: addresses are integers, dtypes are tags. A block adds to ``BLOCK`` sums of a vector
+each, in memory before and after, the products of one gradient with as many shifted images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from numbasep.cpu import simd
+from numbasep.cpu.blocks import Emitter, _loop, lanes_of
+from numbasep.cpu.simd import itemsize
+
+# Taps of a 3 x 3 kernel: so many sums fit in the registers of every machine.
+BLOCK = 9
+
+
+def _sums(e: Any, acc: Any, step: Any, mask: Any) -> tuple[list[Any], list[Any]]:
+    """Return where sums are, and what they are."""
+    places = [e.b.add(acc, e.b.mul(step, e.const(i))) for i in range(BLOCK)]
+    return places, [e.load(place, e.compute, mask) for place in places]
+
+
+def make_rows(*, masked: bool) -> Any:
+    """Make the block of planes: sums are vectors of columns.
+
+    ``acc[i] += grad[r][v] * image[r * x_row + v * x_step + offsets[i]]`` for ``rows`` r and
+    ``count`` vectors v; masked: for the first ``count`` elements of one vector.
+    """
+
+    @intrinsic
+    def rows_block(
+        context: Any, acc: Any, step: Any, grad: Any, g_row: Any, x: Any, x_row: Any, x_step: Any,
+        offsets: Any, rows: Any, count: Any, storage: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        stored, computed = simd._name(storage), simd._name(compute)
+        signature = types.void(*[types.int64] * 10, storage, compute)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            acc, step, grad, g_row, x, x_row, x_step, offsets, rows, count = args[:10]
+            e = Emitter(b, computed, lanes_of(computed))
+            mask = e.mask(count, 0) if masked else None
+            shifts = [e.at(offsets, i) for i in range(BLOCK)]
+            # What is beyond the sums' elements is zero: vectors of them are whole.
+            places, sums = _sums(e, acc, step, None)
+
+            def row(r: Any, carried: Any) -> Any:
+                line, image = b.add(grad, b.mul(g_row, r)), b.add(x, b.mul(x_row, r))
+
+                def vector(v: Any, carried: Any) -> Any:
+                    at = b.add(line, b.mul(v, e.const(e.lanes * itemsize(stored))))
+                    g = e.load(at, stored, mask)
+                    here = b.add(image, b.mul(v, x_step))
+                    return [
+                        e.fma(g, e.load(b.add(here, shift), computed, mask), total)
+                        for shift, total in zip(shifts, carried, strict=True)
+                    ]
+
+                if masked:
+                    return vector(e.const(0), carried)
+                return _loop(e, count, carried, vector)
+
+            for place, total in zip(places, _loop(e, rows, sums, row), strict=True):
+                e.store(total, place, computed)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return rows_block
+
+
+def make_pixels(*, masked: bool) -> Any:
+    """Make the block of pixels: sums are vectors of channels.
+
+    ``acc[i] += grad[p] * image[p, i]`` for ``count`` pixels p, the image's by a table of addresses,
+    to which ``x`` is added; masked: for the first n channels of a vector.
+    """
+
+    @intrinsic
+    def pixels_block(
+        context: Any, acc: Any, step: Any, grad: Any, g_step: Any, table: Any, t_step: Any,
+        offsets: Any, x: Any, count: Any, n: Any, storage: Any, compute: Any,
+    ) -> Any:  # fmt: skip
+        stored, computed = simd._name(storage), simd._name(compute)
+        signature = types.void(*[types.int64] * 10, storage, compute)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            acc, step, grad, g_step, table, t_step, offsets, x, count, n = args[:10]
+            e = Emitter(b, computed, lanes_of(computed))
+            mask = e.mask(n, 0) if masked else None
+            shifts = [e.at(offsets, i) for i in range(BLOCK)]
+            places, sums = _sums(e, acc, step, mask)
+
+            def pixel(p: Any, carried: Any) -> Any:
+                g = e.load(b.add(grad, b.mul(g_step, p)), stored, mask)
+                entry = b.add(table, b.mul(t_step, p))
+                return [
+                    e.fma(
+                        g,
+                        e.load(b.add(e.entry(b.add(entry, shift), e.const(0)), x), stored, mask),
+                        total,
+                    )
+                    for shift, total in zip(shifts, carried, strict=True)
+                ]
+
+            for place, total in zip(places, _loop(e, count, sums, pixel), strict=True):
+                e.store(total, place, computed, mask)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return pixels_block
