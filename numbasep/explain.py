@@ -84,7 +84,7 @@ def _separable(x: Any, kernel: Any, **options: Any) -> Explanation:
         notes.append("the result is computed apart, then copied into out: its layout is another")
     if problem.direct:
         notes.append("direct: the kernel's factors would take more multiply-adds than the kernel")
-    if call.backend == "cuda" and not isinstance(x, Device) and bands.large(problem):
+    if call.backend == "cuda" and not isinstance(image, Device) and bands.large(problem):
         chosen = bands.choose(problem, math.inf)
         count = -(-problem.planes // chosen.planes) * -(-problem.y.out // chosen.rows)
         notes.append(
