@@ -191,7 +191,8 @@ def weight_kernel(
             *[types.int32] * 18,
         ],
         threads,
-        min(16, 1024 // threads),
+        # More blocks leave too few registers for the sums of a thread.
+        min(16, max(768 // threads, 1)),
     )
 
 

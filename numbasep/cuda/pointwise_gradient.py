@@ -24,6 +24,7 @@ from numbasep.plan.channelwise import ITEMSIZE, PointwisePlan
 from numbasep.plan.gradients import MatrixTile
 
 SIDE = 4
+SUMS = SIDE * SIDE
 
 
 @lru_cache
@@ -73,7 +74,7 @@ def _matrix(
         p = i64(part * pixels // slices)
         end = i64((part + 1) * pixels // slices)
         down, right = i32(i32(t // across) * SIDE), i32(i32(t % across) * SIDE)
-        total = cuda.local.array(SIDE * SIDE, element)
+        total = cuda.local.array(SUMS, element)
         for j in range(SIDE * SIDE):
             unroll()
             total[j] = nothing

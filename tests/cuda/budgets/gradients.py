@@ -26,6 +26,7 @@ def budgets() -> Iterator[Budget]:
             yield Budget(
                 f"gradient/weight/{name}/{storage}",
                 lambda a=(planar, False, 0, storage, "float32", 128): weight_kernel(*a),
+                occupancy=0.37,  # nine sums a thread, and where each of their pixels is
             )
         yield Budget(
             f"gradient/bias/{name}",
@@ -36,6 +37,6 @@ def budgets() -> Iterator[Budget]:
             f"gradient/pointwise/{name}",
             lambda p=planar: matrix_kernel(p, 64, 64, 16, "float32", "float32"),
             has=("LDS.128",),
-            per_multiply_add=1.5,
+            occupancy=0.37,  # bound by arithmetic
         )
     yield Budget("gradient/sum", lambda: total_kernel("float32", "float32"))
