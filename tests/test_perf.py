@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,14 @@ EVERY_CASE = [
     for group in run.GROUPS
     for case in cases.cases(group, kind)
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def gradients_of_other_tests() -> Iterator[None]:
+    """The bench turns torch's gradients off, for a process of its own."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_grad_enabled(True)
 
 
 class Clock:
