@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from numbasep import boundary as boundaries
-from numbasep.plan import checks, cuda_fused
+from numbasep.plan import checks, cuda_fused, traffic
 from numbasep.plan.geometry import FARTHEST, Axis, check_extent
 
 # relu: max(x, 0). relu6: min(max(x, 0), 6). silu: x / (1 + exp(-x)). hardswish: x relu6(x + 3) / 6.
@@ -387,6 +387,14 @@ def _unrounded(first: DepthwisePlan, second: PointwisePlan) -> tuple[DepthwisePl
     return replace(first, output=first.compute), replace(second, storage=first.compute)
 
 
+def _halos_outweigh(first: DepthwisePlan, tile: cuda_fused.FusedTile) -> bool:
+    """Whether tiles read more again than two launches write and read in between."""
+    y, x = first.y, first.x
+    read = traffic.spanned(y, tile.height) * traffic.spanned(x, tile.width)
+    again = (read - y.size * x.size) * first.channels
+    return again >= 2 * first.filters * y.out * x.out
+
+
 def _on_cuda(first: DepthwisePlan, second: PointwisePlan, fuse: bool | None) -> FusedPlan:
     halves = cuda_fused.multiply_of(first, second) in cuda_fused.HALVES
     one, two = (first, second) if halves else _unrounded(first, second)
@@ -408,6 +416,11 @@ def _on_cuda(first: DepthwisePlan, second: PointwisePlan, fuse: bool | None) -> 
         why = (
             f"two passes: tiles have {covered} pixels, and rereading the pointwise weights pays "
             f"from {least}"
+        )
+    elif not asked and _halos_outweigh(first, tile):
+        why = (
+            f"two passes: the halos of tiles of {tile.height} x {tile.width} pixels are more than "
+            "the intermediate, written and read"
         )
     elif not asked and tiles < FEWEST_TILES["cuda"]:
         why = f"two passes: {tiles} tiles of {covered} pixels leave multiprocessors idle"
