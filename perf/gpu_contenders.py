@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -327,10 +327,10 @@ def _numbasep_layer(case: Channelwise, inputs: Data) -> Iterator[Contender | Ref
     narrow = case.dtype if case.dtype == "float16" and case.op == "fused" else None
     yield Contender("numbasep", run, read=read, out=out, intermediate=narrow)
     if case.op != "depthwise" and case.dtype == "float32" and BACKEND == "cuda":
-        tf32 = lambda: run(precision="tf32")  # noqa: E731
+        tf32 = partial(run, precision="tf32")
         yield Contender("numbasep_tf32", tf32, read=read, out=out, precision="tf32")
     if case.op == "fused":
-        unfused = lambda: run(fuse=False)  # noqa: E731
+        unfused = partial(run, fuse=False)
         yield Contender("numbasep_unfused", unfused, read=read, out=out, intermediate=narrow)
 
 
@@ -400,14 +400,16 @@ def _cublas(case: Channelwise, inputs: Data) -> Iterator[Contender | Refused]:
             allow_tf32(False)
             return torch.bmm(weights, flat)
 
-        yield Contender("cublas", call, read=lambda y: y.reshape(case.out_shape))
+        def read(y: Any) -> Any:
+            return y.reshape(case.out_shape)
+
+        yield Contender("cublas", call, read=read)
         if case.dtype == "float32" and DEVICE == "cuda":
 
             def rounded() -> Any:
                 allow_tf32(True)
                 return torch.bmm(weights, flat)
 
-            read = lambda y: y.reshape(case.out_shape)  # noqa: E731
             yield Contender("cublas_tf32", rounded, read=read, precision="tf32_truncated")
         return
     pixels = inputs.image.permute(0, 2, 3, 1).reshape(-1, c)

@@ -36,7 +36,7 @@ STAMP = hashlib.sha256(
 ).hexdigest()
 
 
-class _Files(IndexDataCacheFile):  # type: ignore[misc]
+class _Files(IndexDataCacheFile):  # type: ignore[misc]  # Numba's classes have no types
     """A file for each key: the checksum, then the pickled code."""
 
     def __init__(self, folder: str, base: str) -> None:
@@ -61,7 +61,7 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
             file.write(hashlib.sha256(code).digest() + code)
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):  # type: ignore[misc]  # as above
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = _Files(self._cache_path, self._impl.filename_base)
@@ -101,7 +101,7 @@ def cfunc(signature: str) -> Callable[[Callable[..., Any]], Any]:
 
     def compiled(function: Callable[..., Any]) -> Any:
         made = CFunc(function, sigutils.normalize_signature(signature), {}, {})
-        made._cache = _cache(function)  # type: ignore[attr-defined]
+        made._cache = _cache(function)  # type: ignore[attr-defined]  # as Numba's decorator does
         made.compile()
         return made
 

@@ -802,13 +802,25 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     if planar:
         length = pitch // wide if x.stride > 1 else span
         # Whole vectors are written: no more than what is there.
-        geometry[0, :7] = rows_pitch, *taps_of[:1], address(offsets[0]), taps_of[1], x.taps, x.out, address(bounds[0])  # fmt: skip  # noqa: E501
-        geometry[1, :7] = y.stride * pitch, y.dilation * pitch, address(offsets[1]), y.taps, 1, length, address(bounds[1])  # fmt: skip  # noqa: E501
+        geometry[0, :7] = (
+            rows_pitch, taps_of[0], address(offsets[0]), taps_of[1], x.taps, x.out,
+            address(bounds[0]),
+        )  # fmt: skip
+        geometry[1, :7] = (
+            y.stride * pitch, y.dilation * pitch, address(offsets[1]), y.taps, 1, length,
+            address(bounds[1]),
+        )  # fmt: skip
     else:
         length = span
         across = apart * x.stride
-        geometry[0] = 0, taps_of[0], address(offsets[0]), taps_of[1], x.taps, 0, address(bounds[0]), across * pixel, filters * wide, apart * out_pixel  # fmt: skip  # noqa: E501
-        geometry[1] = 0, 8 * y.dilation, address(offsets[1]), y.taps, 1, 0, address(bounds[1]), pixel, filters * wide, pixel  # fmt: skip  # noqa: E501
+        geometry[0] = (
+            0, taps_of[0], address(offsets[0]), taps_of[1], x.taps, 0, address(bounds[0]),
+            across * pixel, filters * wide, apart * out_pixel,
+        )  # fmt: skip
+        geometry[1] = (
+            0, 8 * y.dilation, address(offsets[1]), y.taps, 1, 0, address(bounds[1]), pixel,
+            filters * wide, pixel,
+        )  # fmt: skip
         geometry[2:] = geometry[0]
         geometry[2:, blocks.OFFSETS] = address(offsets[2]), address(offsets[3])
         geometry[2:, blocks.X_STEP] = across * plan.channels * wide, 8 * across

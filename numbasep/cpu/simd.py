@@ -550,4 +550,5 @@ def as_pointer(context: Any, address: Any) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         return b.inttoptr(args[0], I64.as_pointer())
 
+    # Numba's types are made when it is imported.
     return types.CPointer(types.int64)(types.int64), generate  # type: ignore[attr-defined]

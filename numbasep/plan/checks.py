@@ -38,7 +38,7 @@ def integer(argument: str, value: object, minimum: int | None = None) -> int:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{argument}: expected an integer, got {value!r}; pass a number")
     try:
-        result = operator.index(value)  # type: ignore[arg-type]
+        result = operator.index(value)  # type: ignore[arg-type]  # refused below
     except TypeError:
         raise TypeError(
             f"{argument}: expected an integer, got {value!r} of type {type(value).__name__}; "

@@ -36,6 +36,7 @@ class Kept:
             # Without a version counter (of torch.inference_mode), or memory (of torch.func).
             return make(*tensors)
         with self._lock:
+            # torch's dictionary has no types.
             found = self._found.get(tensors[0])  # type: ignore[no-untyped-call]
         if found is not None and found[0] == seen:
             return found[1]
