@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from numbasep import arrays, devices, lazy, nvtx, views
 from numbasep.boundary import NAMES as BOUNDARIES
+from numbasep.known import Known
 from numbasep.plan import bands as bands_planner
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
@@ -177,9 +178,7 @@ def _first(
     if key is not None:
         repeat = _repeat(call, image, result)
         if repeat is not None:
-            if len(_repeats) >= REPEATS:
-                _repeats.clear()
-            _repeats[key] = repeat
+            _repeats.put(key, repeat)
     return result
 
 
@@ -193,8 +192,7 @@ class Repeat:
 
 
 # To check and plan a call takes longer than to filter a small image.
-REPEATS = 512
-_repeats: dict[Hashable, Repeat] = {}
+_repeats: Known[Repeat] = Known()
 
 
 def _key(
