@@ -15,7 +15,7 @@ class Known(Generic[T]):
     For any number of threads, without a lock, which a forked process could find taken for ever.
     """
 
-    def __init__(self, most: int = 1024) -> None:
+    def __init__(self, most: int = 256) -> None:
         self._entries: dict[Hashable, T] = {}
         self._most = most
 
