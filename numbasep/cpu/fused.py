@@ -22,7 +22,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, blocks, compiled, depthwise, pointwise, pool, simd
-from numbasep.cpu.depthwise import ACTIVATED, Prepared, finisher
+from numbasep.cpu.depthwise import ACTIVATED, Prepared, finisher, rounded
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import DepthwisePlan, FusedPlan
@@ -31,8 +31,8 @@ Array = NDArray[Any]
 
 VERSION = zlib.crc32(Path(__file__).read_bytes(), pointwise.VERSION)
 
-FIRST, SECOND, PANEL, PITCH, ACTIVATE, SHARES, SHARE = range(7)
-NUMBERS = 7
+FIRST, SECOND, PANEL, MIXING, PITCH, ACTIVATE = range(6)
+NUMBERS = 6
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -50,10 +50,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         item = atomics.take(taken)
         if item >= items:
             break
-        share, rest = item % s[SHARES], item // s[SHARES]
-        band, n = rest % bands, rest // bands
-        first = share * s[SHARE]
-        last = min(first + s[SHARE], outputs)
+        band, n = item % bands, item // bands
         y0 = band * p[depthwise.BAND]
         rows = min(rows_out - y0, p[depthwise.BAND])
         count = rows * columns
@@ -69,7 +66,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
                     for m in range(p[depthwise.M]):
                         atomics.call3(s[ACTIVATE], to + m * pitch, to + m * pitch, count)
             out = q[pointwise.OUT] + (n * outputs * rows_out + y0) * columns * narrow
-            pointwise.mix_planes(q, panel + filters * pitch, panel, out, count, first, last)
+            pointwise.mix_planes(q, scratch + s[MIXING], panel, out, count, 0, outputs)
         else:
             for f in range(0, filters, p[depthwise.GROUP]):
                 depthwise.pixel_band(
@@ -79,10 +76,7 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
             if s[ACTIVATE] != 0:
                 atomics.call3(s[ACTIVATE], panel, panel, count * filters)
             out = q[pointwise.OUT] + (n * rows_out + y0) * columns * outputs * narrow
-            pointwise.mix_pixels(
-                q, panel + p[depthwise.BAND] * columns * filters * wide + 256, panel, out, count,
-                first, last,
-            )  # fmt: skip
+            pointwise.mix_pixels(q, scratch + s[MIXING], panel, out, count, 0, outputs)
         atomics.take(taken + 8)
 
 
@@ -138,30 +132,24 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     one = depthwise.prepare(
         first, depthwise.Tile(tile.band, group, tile.threads), first.filters * wide
     )
-    share = -(-second.outputs // 48) * 48
     two = pointwise.prepare(
-        second, pointwise.Tile(pixels, share, tile.threads), pitch if planar else 0
+        second, pointwise.Tile(pixels, second.outputs, tile.threads), pitch if planar else 0
     )
-    panel = first.filters * (pitch if planar else pixels * wide)
+    # A vector is read beyond the last pixel.
+    panel = first.filters * (pitch if planar else pixels * wide) + 4 * simd.VECTOR
     activation = ACTIVATED.get(first.activation, 0)
-    start = -(-one.scratch // 64) * 64
+    start = rounded(one.scratch, 64)
+    mixing = rounded(start + panel, 64)
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PANEL:] = (
         start,
+        mixing,
         pitch,
         finisher(first.compute, first.compute, activation).address if activation else 0,
-        1,
-        second.outputs,
     )
     bands = -(-first.y.out // tile.band)
-    block = pointwise.ROWS * max(pitch, 256) + 1024
-    return (
-        one,
-        two,
-        Prepared(
-            numbers, first.batch * bands, start + panel + block + 8 * simd.VECTOR, tile.threads, ()
-        ),
-    )
+    both = Prepared(numbers, first.batch * bands, mixing + two.scratch, tile.threads, ())
+    return one, two, both
 
 
 @lru_cache(maxsize=512)
