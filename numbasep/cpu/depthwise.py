@@ -142,6 +142,22 @@ def row_bytes(plan: DepthwisePlan, group: int) -> tuple[int, int]:
     return rounded(plan.x.stride * phase + 4 * simd.VECTOR), phase
 
 
+def in_place(plan: DepthwisePlan) -> bool:
+    """Whether the blocks read pixels where they are in the image."""
+    return plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
+
+
+def pixel_group(plan: DepthwisePlan) -> int:
+    """Return how many filters of pixels to take at a time."""
+    unit = pixels.VECTORS * blocks.lanes_of(plan.compute)
+    if not in_place(plan):
+        return min(2 * unit, plan.filters)
+    # Their taps stay in L1 beside the pixels; groups are as even as whole blocks allow.
+    wide = np.dtype(plan.compute).itemsize
+    most = max(cpu_tiles.TAP_BYTES // (plan.y.taps * plan.x.taps * wide), unit)
+    return min(rounded(-(-plan.filters // -(-plan.filters // most)), unit), plan.filters)
+
+
 @lru_cache(maxsize=1024)
 def choose(plan: DepthwisePlan, threads: int) -> Tile:
     """Return the tile for a plan."""
@@ -159,13 +175,10 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
         group = max(1, 60_000 // (band * plan.x.out * taps * plan.multiplier))
         most = -(-plan.batch * plan.channels * bands // (4 * threads))
         return Tile(band, min(group, max(most, 1), plan.channels), threads)
-    lanes = blocks.lanes_of(plan.compute)
-    in_place = plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
-    if in_place:
-        group = plan.filters
-        rows = max(1, cpu_tiles.L2_BYTES // (plan.x.size * plan.channels * wide))
+    group = pixel_group(plan)
+    if in_place(plan):
+        rows = max(1, cpu_tiles.L2_BYTES // (plan.x.size * group * wide))
     else:
-        group = min(4 * lanes, plan.filters)
         pitch, _ = row_bytes(plan, group)
         rows = max(1, (cpu_tiles.L2_BYTES // pitch - plan.y.extent) // plan.y.stride + 1)
     share = -(-plan.batch * plan.y.out * -(-plan.filters // group) // (4 * threads))
@@ -212,8 +225,10 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     bounds = bounds_of(plan.compute, plan.activation), bounds_of(plan.compute, "none")
     taps = np.arange(x.taps) * x.dilation
     places = taps % x.stride * phase + taps // x.stride * wide if planar else taps * phase
-    in_place = taps * plan.channels * wide
-    offsets = [np.ascontiguousarray(a, np.int64) for a in (places, np.zeros(1), in_place, 8 * taps)]
+    across_image = taps * plan.channels * wide
+    offsets = [
+        np.ascontiguousarray(a, np.int64) for a in (places, np.zeros(1), across_image, 8 * taps)
+    ]
     geometry = np.zeros((4, blocks.GEOMETRY), np.int64)
     span = (x.out - 1) * x.stride + x.extent
     terms = plan.rank
@@ -233,27 +248,28 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
             address(bounds[1]),
         )  # fmt: skip
     else:
-        length = span
+        length, tap_pitch = span, rounded(group * wide)
         across = apart * x.stride
         geometry[0] = (
             0, taps_of[0], address(offsets[0]), taps_of[1], x.taps, 0, address(bounds[0]),
-            across * pixel, filters * wide, apart * out_pixel,
+            across * pixel, tap_pitch, apart * out_pixel,
         )  # fmt: skip
         geometry[1] = (
             0, 8 * y.dilation, address(offsets[1]), y.taps, 1, 0, address(bounds[1]), pixel,
-            filters * wide, pixel,
+            tap_pitch, pixel,
         )  # fmt: skip
         geometry[2:] = geometry[0]
         geometry[2:, blocks.OFFSETS] = address(offsets[2]), address(offsets[3])
         geometry[2:, blocks.X_STEP] = across * plan.channels * wide, 8 * across
         geometry[3, blocks.TAP_STEP] = 8 * y.dilation * span
-    direct = not planar and plan.storage == plan.compute and plan.multiplier == 1 and not plan.rank
+    direct = not planar and in_place(plan)
     low = high = x.out
     if direct:
         low = min(max(-(x.origin // x.stride), 0), x.out)
         high = (x.size - x.extent - x.origin) // x.stride + 1
         high = min(max(high, low), x.out)
-        if high - low < 2 * pixels.PIXELS:
+        # Edges of less than a block take as long as a block nearly.
+        if high - low < 8 * pixels.PIXELS or x.taps > 3:
             low = high = x.out
     left = max(-x.origin, 0)
     pads = []
@@ -268,13 +284,14 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     pad_table = np.array(pads or [(0, 0)], np.int64)
     zeros = np.zeros(max(x.size * plan.channels if direct else 0, filters, 64), plan.compute)
     bands = -(-y.out // tile.band)
+    tap_count = terms * (y.taps + x.taps) if terms else y.taps * x.taps
     needed = (tile.band - 1) * y.stride + y.extent
     sizes = [
         0 if direct else needed * pitch + 4 * simd.VECTOR,
         (tile.band if planar else 1) * max(terms, 1) * pitch + 4 * simd.VECTOR if terms else 0,
         tile.band * x.out * wide * (plan.multiplier if planar else group) if finishing else 0,
         8 * (needed * (1 + span * direct) + terms),
-        64,
+        0 if planar else tap_count * rounded(group * wide),
     ]
     starts = np.cumsum([0, *map(rounded, sizes)]).tolist()
     units = plan.channels if planar else filters
@@ -296,6 +313,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         span,
         pixels.pointed_of(plan.compute, number).address if direct else 0,
         address(geometry[3]),
+        0 if planar else pixels.arranger(plan.compute).address,
     )  # fmt: skip
     return Prepared(
         numbers,
@@ -312,12 +330,9 @@ def chosen(plan: DepthwisePlan, threads: int) -> Prepared:
     return prepare(plan, choose(plan, threads))
 
 
-def arranged(plan: DepthwisePlan, weight: Any) -> tuple[Array, Array]:
-    """Return the taps as the blocks take them: as they are (NCHW), or filters last (NHWC)."""
-    columns, rows = weight if plan.rank else (weight, weight)
-    if plan.layout == "NHWC":
-        columns, rows = (np.ascontiguousarray(np.moveaxis(w, 0, -1)) for w in (columns, rows))
-    return columns, rows
+def factors_of(plan: DepthwisePlan, weight: Any) -> tuple[Array, Array]:
+    """Return the taps of the column pass and those of the row pass: all of them, without rank."""
+    return weight if plan.rank else (weight, weight)
 
 
 def run_depthwise(
@@ -330,7 +345,7 @@ def run_depthwise(
 ) -> None:
     """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``."""
     made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
-    columns, rows = arranged(plan, weight)
+    columns, rows = factors_of(plan, weight)
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = [address(a) for a in (image, out, columns, rows, bias)]
     owners = image, out, columns, rows, bias, made

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from numbasep.cpu import (
     atomics,
-    blocks,
     channels,
     compiled,
     depthwise,
@@ -36,7 +35,7 @@ from numbasep.cpu import (
 from numbasep.cpu.channels import ACTIVATED, Prepared, finisher, rounded
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
-from numbasep.plan.channelwise import DepthwisePlan, FusedPlan
+from numbasep.plan.channelwise import FusedPlan
 
 Array = NDArray[Any]
 
@@ -139,7 +138,7 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     planar = first.layout == "NCHW"
     # Whole blocks are read beyond the last pixel; an odd number of lines between rows.
     pitch = (-(-count * wide // 64) | 1) * 64
-    group = 1 if planar else _group(first)
+    group = 1 if planar else depthwise.pixel_group(first)
     one = depthwise.prepare(
         first, depthwise.Tile(tile.band, group, tile.threads), first.filters * wide
     )
@@ -169,11 +168,6 @@ def chosen(plan: FusedPlan, threads: int) -> tuple[Prepared, Prepared, Prepared]
     return prepare(plan, choose(plan, threads))
 
 
-def _group(plan: DepthwisePlan) -> int:
-    in_place = plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
-    return plan.filters if in_place else min(4 * blocks.lanes_of(plan.compute), plan.filters)
-
-
 def run_fused(
     plan: FusedPlan,
     image: Array,
@@ -187,7 +181,7 @@ def run_fused(
     """Write both convolutions of ``image`` into ``out``; see ``plan.channelwise``."""
     threads = numba.get_num_threads()
     one, two, both = chosen(plan, threads) if tile is None else prepare(plan, tile)
-    columns, rows = depthwise.arranged(plan.depthwise, depthwise_weight)
+    columns, rows = depthwise.factors_of(plan.depthwise, depthwise_weight)
     packed = pointwise.packed_weight(plan.pointwise, pointwise_weight, both.threads)
     p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()
     p[: channels.PER_CALL] = [address(a) for a in (image, out, columns, rows, depthwise_bias)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from numbasep.cpu import atomics, blocks, compiled, simd
 from numbasep.cpu.channels import (
     APART,
+    ARRANGE,
     BIAS,
     BOUNDARY,
     COLUMN,
@@ -26,6 +27,7 @@ from numbasep.cpu.channels import (
     FILTER,
     HIGH,
     KH,
+    KW,
     LOW,
     OW,
     OX,
@@ -44,6 +46,7 @@ from numbasep.cpu.channels import (
     SY,
     TABLE_AT,
     TAPS,
+    TAPS_AT,
     TERMS,
     WIDE,
     ZEROS,
@@ -52,7 +55,7 @@ from numbasep.cpu.channels import (
     M,
     W,
 )  # fmt: skip
-from numbasep.cpu.separable import map_index
+from numbasep.cpu.separable import map_index, move
 
 Array = NDArray[Any]
 
@@ -154,6 +157,50 @@ def pointed_of(compute: str, number: int) -> Any:
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def arrange(src: int, dst: int, pitch: int, n: int, taps: int, compute: Any) -> None:
+    """Turn n filters of ``taps`` taps into ``taps`` rows of n."""
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    f = 0
+    while f < n:
+        if n >= lanes and taps >= lanes:
+            f, t = min(f, n - lanes), 0
+            while t < taps:
+                t = min(t, taps - lanes)
+                to = dst + t * pitch + f * wide
+                blocks.transpose(src + (f * taps + t) * wide, taps * wide, to, pitch, compute)
+                t += lanes
+            f += lanes
+        else:
+            for t in range(taps):
+                move(src + (f * taps + t) * wide, dst + t * pitch + f * wide, wide)
+            f += 1
+
+
+@cache
+def arranger(compute: str) -> Any:
+    """Return ``void (src, dst, pitch, n, taps, unused, unused)``."""
+    computed = simd.tag(compute)
+
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
+    def arranged(src: int, dst: int, pitch: int, n: int, taps: int, _: int, unused: int) -> None:
+        arrange(src, dst, pitch, n, taps, computed)
+
+    return arranged
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def arrange_taps(p: Array, f0: int, n: int, to: int) -> None:
+    """Bring the taps of filters f0 to f0 + n into memory that stays in L1, channels last."""
+    pitch, wide = atomics.peek(p[DENSE] + 8 * blocks.TAP_PITCH), p[WIDE]
+    high = p[KH] * p[TERMS] if p[TERMS] else p[KH] * p[KW]
+    atomics.call7(p[ARRANGE], p[TAPS] + f0 * high * wide, to, pitch, n, high, 0, 0)
+    if p[TERMS]:
+        wide_taps = p[TERMS] * p[KW]
+        src = p[ROW_TAPS] + f0 * wide_taps * wide
+        atomics.call7(p[ARRANGE], src, to + high * pitch, pitch, n, wide_taps, 0, 0)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pack_pixels(
     p: Array, base: int, first: int, rows: int, x0: int, count: int, f0: int, n: int, to: int
 ) -> None:
@@ -179,7 +226,7 @@ def pack_pixels(
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pixel_segment(
     p: Array, scratch: int, base: int, f0: int, n: int, y0: int, rows: int, x0: int, x1: int,
-    dst: int, pitch: int,
+    dst: int, out_row: int,
 ) -> None:  # fmt: skip
     """Output columns x0 to x1 of a band from packed pixels."""
     if x0 >= x1:
@@ -193,59 +240,40 @@ def pixel_segment(
     needed = (rows - 1) * p[SY] + (kh - 1) * p[DY] + 1
     span = (x1 - 1 - x0) * p[SX] + p[EXTENT]
     pack_pixels(p, base, y0 * p[SY] + p[OY], needed, x0 * p[SX] + p[OX], span, f0, n, packed)
-    filters = p[C] * p[M]
     for j in range(needed):
         atomics.poke(table + 8 * j, packed + j * p[PITCH])
     after = table + 8 * needed
     for t in range(terms):
         atomics.poke(after + 8 * t, sums + t * p[PITCH])
+    taps, pitch = scratch + p[TAPS_AT], atomics.peek(p[DENSE] + 8 * blocks.TAP_PITCH)
     for y in range(rows):
-        entry, to = table + 8 * y * p[SY], dst + y * pitch
-        taps, bias = p[TAPS] + f0 * wide, p[BIAS] + f0 * wide
+        entry, to = table + 8 * y * p[SY], dst + y * out_row
         if terms == 0:
-            pixel_row(
-                p,
-                p[FILTER],
-                p[DENSE],
-                entry,
-                p[SX] * p[PHASE],
-                0,
-                f0,
-                n,
-                to,
-                x1 - x0,
-            )
+            step = p[SX] * p[PHASE]
+            pixel_row(p, p[FILTER], p[DENSE], entry, step, 0, taps, f0, n, to, x1 - x0)
             continue
         for t in range(terms):
             atomics.call9(
-                p[FILTER], p[COLUMN], entry, 0, taps + t * kh * filters * wide, p[ZEROS],
+                p[FILTER], p[COLUMN], entry, 0, taps + t * kh * pitch, p[ZEROS],
                 sums + t * p[PITCH], span, n, 0,
             )  # fmt: skip
         atomics.call9(
-            p[FILTER],
-            p[DENSE],
-            after,
-            0,
-            p[ROW_TAPS] + f0 * wide,
-            bias,
-            to,
-            x1 - x0,
-            n,
-            0,
-        )
+            p[FILTER], p[DENSE], after, 0, taps + terms * kh * pitch, p[BIAS] + f0 * wide, to,
+            x1 - x0, n, 0,
+        )  # fmt: skip
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pixel_row(
-    p: Array, function: int, geometry: int, table: int, step: int, x: int, f0: int, n: int,
-    dst: int, count: int,
+    p: Array, function: int, geometry: int, table: int, step: int, x: int, taps: int, f0: int,
+    n: int, dst: int, count: int,
 ) -> None:  # fmt: skip
     """``count`` neighbouring outputs: those that share pixels in turn, ``APART`` apart.
 
     step: to the next output in what ``table`` addresses, or in ``table`` where that is per pixel.
     """
     apart, out = p[APART], atomics.peek(geometry + 8 * blocks.OUT_PIXEL) // p[APART]
-    taps, bias = p[TAPS] + f0 * p[WIDE], p[BIAS] + f0 * p[WIDE]
+    bias = p[BIAS] + f0 * p[WIDE]
     for phase in range(min(apart, count)):
         pointed = function == p[POINTED]
         atomics.call9(
@@ -259,6 +287,7 @@ def pixel_band(
     p: Array, scratch: int, base: int, f0: int, n: int, y0: int, rows: int, dst: int, pitch: int
 ) -> None:
     """Filters f0 to f0 + n on a band of output rows, in the compute dtype; dst is pixel 0."""
+    arrange_taps(p, f0, n, scratch + p[TAPS_AT])
     if p[POINTED] == 0:
         pixel_segment(p, scratch, base, f0, n, y0, rows, 0, p[OW], dst, pitch)
         return
@@ -278,14 +307,15 @@ def pixel_band(
                 where = p[ZEROS] if m < 0 or k < 0 else row + k * image_pixel
                 atomics.poke(pixels + 8 * (j * span + q), where)
     x = ((low * p[SX] + p[OX]) * p[C] + f0) * wide
+    taps = scratch + p[TAPS_AT]
     for y in range(rows):
         entry, to = pixels + 8 * y * p[SY] * span, dst + y * pitch
-        pixel_row(p, p[POINTED], p[POINTS], entry, 8 * p[SX], f0 * wide, f0, n, to, low)
+        pixel_row(p, p[POINTED], p[POINTS], entry, 8 * p[SX], f0 * wide, taps, f0, n, to, low)
         pixel_row(
-            p, p[FILTER], p[DIRECT], table + 8 * y * p[SY], p[SX] * image_pixel, x, f0, n,
+            p, p[FILTER], p[DIRECT], table + 8 * y * p[SY], p[SX] * image_pixel, x, taps, f0, n,
             to + low * out, high - low,
         )  # fmt: skip
         pixel_row(
-            p, p[POINTED], p[POINTS], entry + 8 * right, 8 * p[SX], f0 * wide, f0, n,
+            p, p[POINTED], p[POINTS], entry + 8 * right, 8 * p[SX], f0 * wide, taps, f0, n,
             to + high * out, p[OW] - high,
         )  # fmt: skip

@@ -25,6 +25,7 @@ def l2_bytes() -> int:
 # Parts of the caches that are taken as there: sums in L1, packed image rows in L2.
 L1_BYTES = 24 << 10
 L2_BYTES = min(3 * l2_bytes() // 4, 512 << 10)
+TAP_BYTES = 9 << 10  # the taps of a group of channels, beside the pixels in L1
 LINE = 64
 
 # Output rows that share what the column pass loads.
