@@ -111,6 +111,14 @@ def call7(
 
 
 @intrinsic
+def call8(
+    context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any
+) -> Any:
+    """Call the C function at an address with eight int64."""
+    return _call(8)
+
+
+@intrinsic
 def call9(
     context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any,
     i: Any,

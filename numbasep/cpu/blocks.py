@@ -378,33 +378,40 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = Fals
     return pixel_block
 
 
-def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
+def make_mix(rows: int, vectors: int, *, masked: bool = False, packs: bool = False) -> Any:
     """Make a block of a matrix product.
 
     ``c[r][x] = sum_k a[r * a_row + k * a_step] * b[k * b_step + x]`` for ``count`` k, ascending.
-    ``spec`` 1: a bias for each row; 2: for each column.
+    ``spec`` 1: a bias for each row; 2: for each column. packs: what is loaded of b is also written
+    to ``packed``, without gaps, and memory is asked for the block beside it.
     """
 
     @intrinsic
     def mix(
-        context: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, c: Any,
-        c_row: Any, bias: Any, bounds: Any, n: Any, compute: Any, spec: Any,
+        context: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, packed: Any, count: Any,
+        c: Any, c_row: Any, bias: Any, bounds: Any, n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
         computed, number = simd._name(compute), _number(spec)
-        signature = types.void(*[types.int64] * 11, compute, spec)
+        signature = types.void(*[types.int64] * 12, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-            left, a_row, a_step, right, b_step, count, c, c_row, bias, bounds, n = args[:11]
+            left, a_row, a_step, right, b_step, packed, count = args[:7]
+            c, c_row, bias, bounds, n = args[7:12]
             e = Emitter(b, computed, lanes_of(computed))
             wide = e.size
             starts = [b.mul(a_row, e.const(r)) for r in range(rows)]
+            masks = [e.mask(n, v) if masked else None for v in range(vectors)]
+            shifted = [e.const(v * e.lanes * wide) for v in range(vectors)]
+            width = vectors * e.lanes * wide
 
             def term(k: Any, carried: list[Any]) -> Any:
                 base, column = b.add(right, b.mul(k, b_step)), b.add(left, b.mul(k, a_step))
-                xs = [
-                    e.load(b.add(base, e.const(v * e.lanes * wide)), computed)
-                    for v in range(vectors)
-                ]
+                xs = [e.load(b.add(base, shifted[v]), computed, masks[v]) for v in range(vectors)]
+                if packs:
+                    to = b.add(packed, b.mul(k, e.const(width)))
+                    for v in range(vectors):
+                        e.store(xs[v], b.add(to, shifted[v]), computed)
+                    e.prefetch(b.add(base, e.const(2 * width - wide)))
                 sums = []
                 for r in range(rows):
                     w = e.broadcast(b.add(column, starts[r]))
@@ -414,9 +421,8 @@ def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
             sums = _loop(e, count, [e.zero() for _ in range(rows * vectors)], term)
             (low,) = e.broadcast(bounds)
             (high,) = e.broadcast(b.add(bounds, e.const(wide)))
-            masks = [e.mask(n, v) if masked else None for v in range(vectors)]
             shifts = [
-                e.load(b.add(bias, e.const(v * e.lanes * wide)), computed, masks[v])[0]
+                e.load(b.add(bias, shifted[v]), computed, masks[v])[0]
                 for v in range(vectors if number == 2 else 0)
             ]
             for r in range(rows):
@@ -425,7 +431,7 @@ def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
                     shifts = e.broadcast(b.add(bias, e.const(r * wide))) * vectors
                 for v in range(vectors):
                     value = e.finish(sums[r * vectors + v][0], shifts[v], low, high)
-                    e.store(value, b.add(row, e.const(v * e.lanes * wide)), computed, masks[v])
+                    e.store(value, b.add(row, shifted[v]), computed, masks[v])
             return ctx.get_dummy_value()
 
         return signature, generate

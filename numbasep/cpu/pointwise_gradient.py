@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, compiled, depthwise_gradient, pointwise, pool, simd
-from numbasep.cpu.depthwise import Prepared, bounds_of
+from numbasep.cpu.channels import Prepared, bounds_of
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
@@ -45,9 +45,9 @@ def work(numbers: int, taken: int, items: int) -> None:
             break
         share, part = item % q[SHARES], item // q[SHARES]
         first, start = share * SHARE, atomics.peek(q[STARTS] + 8 * part)
-        atomics.call7(
+        atomics.call8(
             q[MIX], q[GEOMETRY] + 48 * part, q[GRAD] + (start * q[COUT] + first) * wide,
-            q[IMAGE] + start * q[C] * wide,
+            q[IMAGE] + start * q[C] * wide, pointwise.LOOSE,
             q[SUMS] + (part * q[COUT] + first) * q[C] * wide, q[ZEROS],
             min(SHARE, q[COUT] - first), q[C],
         )  # fmt: skip

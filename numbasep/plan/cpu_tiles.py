@@ -28,6 +28,7 @@ L2_BYTES = min(3 * l2_bytes() // 4, 512 << 10)
 # Of the latter, the sums of the column pass. They would stay in L1 if strips were narrow enough,
 # but memory answers long rows faster than that saves.
 SUMS_BYTES = L2_BYTES // 3
+TAP_BYTES = 9 << 10  # the taps of a group of channels, beside the pixels in L1
 LINE = 64
 
 # Output rows that share what the column pass loads.
