@@ -41,11 +41,11 @@ VERSION = zlib.crc32(Path(__file__).read_bytes(), depthwise.VERSION)
 # As many sums as registers hold beside a row of the right factor and one weight.
 ROWS, VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)
 mix_full = blocks.make_mix(ROWS, VECTORS)
-mix_first = blocks.make_mix(ROWS, VECTORS, packs=True)
 mix_two = blocks.make_mix(ROWS, 2)
 mix_one = blocks.make_mix(ROWS, 1)
 mix_edge = blocks.make_mix(ROWS, VECTORS, masked=True)
 mix_row = blocks.make_mix(1, VECTORS, masked=True)
+copy = blocks.make_move(masked=False)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
 # channels of the right one and between rows of the result; channels; address of the bounds.
@@ -69,14 +69,31 @@ PER_CALL = 4
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def pack_block(
+    src: int, step: int, dst: int, count: int, vectors: int, compute: Any, plain: Any
+) -> None:
+    """Copy ``vectors`` vectors of each of ``count`` rows, without gaps."""
+    lanes = blocks.vector_lanes(compute)
+    size = lanes * simd.size_of(compute)
+    for k in range(count):
+        row, to = src + k * step, dst + k * vectors * size
+        if vectors == VECTORS:
+            for v in range(VECTORS):
+                copy(row + v * size, to + v * size, lanes, compute, compute, compute, plain)
+        else:
+            for v in range(vectors):
+                copy(row + v * size, to + v * size, lanes, compute, compute, compute, plain)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_block(
     g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int, compute: Any,
-    spec: Any,
+    spec: Any, plain: Any,
 ) -> None:  # fmt: skip
     """A product of ``rows`` rows and n columns.
 
-    A block of columns stays in L1 while all rows go by: the first packs it. The last block of rows
-    takes some rows again, and so does the last of columns where they are neighbours in memory.
+    A block of columns stays in L1 while all rows go by. The last block of rows takes some rows
+    again, and so does the last of columns where they are neighbours in memory.
     """
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     block = VECTORS * lanes
@@ -96,42 +113,40 @@ def mix_block(
             x -= again
             right -= again * wide
         dst, add = c + x * wide, bias + x * by_column
-        right_step, r = b_step, 0
+        step = b_step
+        if whole and packed > 0 and rows > ROWS:
+            pack_block(right, step, packed, count, vectors, compute, plain)
+            right, step = packed, vectors * lanes * wide
+        r = 0
         while r < rows:
             at = min(r, rows - ROWS) if rows >= ROWS else r
             left, to, shift = a + at * a_row, dst + at * c_row, add + at * by_row
             if rows < ROWS:
                 mix_row(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
                 r += 1
                 continue
             if not whole:
                 mix_edge(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
+                )  # fmt: skip
+            elif vectors == VECTORS:
+                mix_full(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
             elif vectors == 1:
                 mix_one(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
-            elif vectors < VECTORS:
-                mix_two(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
-                )  # fmt: skip
-            elif r == 0 and packed > 0:
-                mix_first(
-                    left, a_row, a_step, right, right_step, packed, count, to, c_row, shift, bounds,
-                    more, compute, spec,
-                )  # fmt: skip
-                right, right_step = packed, block * wide
             else:
-                mix_full(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                mix_two(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
             r += ROWS
         x += vectors * lanes
@@ -140,12 +155,12 @@ def mix_block(
 @cache
 def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
     """Return ``void (g, a, b, packed, c, bias, rows, n)``; bias 1 by row, 2 by column."""
-    computed, spec = simd.tag(compute), blocks.number_tag(bias)
+    computed, spec, plain = simd.tag(compute), blocks.number_tag(bias), blocks.number_tag(0)
 
     @compiled.cfunc("void(" + ", ".join(["int64"] * 8) + ")")
     def mix(g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int) -> None:
         if version:
-            mix_block(g, a, b, packed, c, bias, rows, n, computed, spec)
+            mix_block(g, a, b, packed, c, bias, rows, n, computed, spec, plain)
 
     return mix
 
@@ -318,9 +333,9 @@ class Tile:
         return f"{self.share} outputs by {self.pixels} pixels, {self.threads} threads"
 
 
-# What a block of rows costs beside its multiply-adds, in the time of one column's, and what a work
-# item does.
-BLOCK_COST, ITEM_COST = 8, 500
+# Costs in the time that ``ROWS`` rows by a vector take for one channel: of a block of rows beside
+# its multiply-adds, of a channel of a block of columns that is packed or fetched, of a work item.
+BLOCK_COST, FETCH_COST, ITEM_COST = 8, 3, 500
 
 
 def _split(size: int, unit: int, most: int) -> set[int]:
@@ -328,38 +343,50 @@ def _split(size: int, unit: int, most: int) -> set[int]:
     return {rounded(-(-size // count), unit) for count in range(1, most + 1)}
 
 
+def _cost(rows: int, columns: int, channels: int, lanes: int, again: bool) -> int:
+    """Return what a product costs; again: whether the last columns can be taken again."""
+    full, rest = divmod(columns, VECTORS * lanes)
+    vectors = -(-rest // lanes)
+    if rest and not (columns >= vectors * lanes if again else rest % lanes == 0):
+        # Masks are slow.
+        vectors = 2 * VECTORS
+    row_blocks = -(-rows // ROWS) if rows >= ROWS else rows
+    each = (full * VECTORS + vectors) * channels + BLOCK_COST * (full + 1)
+    return row_blocks * each + FETCH_COST * channels * -(-columns // (VECTORS * lanes)) + ITEM_COST
+
+
 @lru_cache(maxsize=1024)
 def choose(plan: PointwisePlan, threads: int) -> Tile:
     """Return the tile for a plan: the one whose items take the threads least time, by a model.
 
-    A thread takes ``ROWS`` rows by a vector at a time; to be late, and to end before the others,
-    costs about a fourth of an item.
+    To be late, and to end before the others, costs a thread about a third of an item.
     """
-    wide = np.dtype(plan.compute).itemsize
     lanes = blocks.lanes_of(plan.compute)
     block = VECTORS * lanes
     if plan.batch * plan.pixels * plan.channels * plan.outputs < 2 * cpu_tiles.ALONE:
         threads = 1
     planar = plan.layout == "NCHW"
     images, whole = (plan.batch, plan.pixels) if planar else (1, plan.batch * plan.pixels)
+    unit, least = (block, ROWS) if planar else (ROWS, block)
     # Of NHWC a tile's pixels stay in L2 while the outputs go by; of NCHW what is converted does.
     kept = not planar or plan.storage != plan.compute
-    unit, least = (block, ROWS) if planar else (ROWS, block)
-    most = max(cpu_tiles.L2_BYTES // 2 // (plan.channels * wide) // unit, 1) * unit
+    most = cpu_tiles.L2_BYTES // 2 // (plan.channels * np.dtype(plan.compute).itemsize)
+    most = max(most // unit, 1) * unit
     found = []
     for size in _split(whole, unit, 16 * threads):
-        pixels = min(size, most) if kept else size
+        pixels = min(size, most, whole) if kept else min(size, whole)
         for share in _split(plan.outputs, least, 4 * threads):
-            items = images * -(-whole // pixels) * -(-plan.outputs // share)
-            n, outputs = min(pixels, whole), min(share, plan.outputs)
-            rows, columns = (outputs, n) if planar else (n, outputs)
-            row_blocks, vectors = -(-rows // ROWS), -(-columns // lanes)
-            cost = row_blocks * (vectors * plan.channels + BLOCK_COST * -(-columns // block))
-            cost += ITEM_COST
-            # Fewer rows than a block has are taken one by one.
-            rest = (plan.outputs if planar else whole) % (share if planar else pixels)
-            single = rest * vectors * plan.channels if rest < ROWS else 0
-            found.append((-(-items // threads) * cost + cost // 4 + single, -share, pixels))
+            share = min(share, plan.outputs)
+            total = 0
+            for tiles, n in ((whole // pixels, pixels), (1, whole % pixels)):
+                for shares, outputs in ((plan.outputs // share, share), (1, plan.outputs % share)):
+                    if n and outputs:
+                        rows, columns = (outputs, n) if planar else (n, outputs)
+                        cost = _cost(rows, columns, plan.channels, lanes, planar)
+                        total += images * tiles * shares * cost
+            rows, columns = (share, pixels) if planar else (pixels, share)
+            late = _cost(rows, columns, plan.channels, lanes, planar) if threads > 1 else 0
+            found.append((total // threads + late // 3, -share, pixels))
     _, share, pixels = min(found)
     return Tile(pixels, -share, threads)
 
