@@ -48,12 +48,17 @@ mix_row = blocks.make_mix(1, VECTORS, masked=True)
 copy = blocks.make_move(masked=False)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
-# channels of the right one and between rows of the result; channels; address of the bounds.
-A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS = range(6)
+# channels of the right one and between rows of the result; channels; address of the bounds; columns
+# that are packed at a time, whole blocks.
+A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS, WIDTH = range(7)
+GEOMETRY_SIZE = 7
 
-# Where a block of the right factor is packed, if it is not an address: it is read where it is, or
-# it is in blocks already, one after the other.
+# Where the right factor is packed, if it is not an address: it is read where it is, or it is in
+# blocks already, one after the other.
 LOOSE, IN_BLOCKS = 0, -1
+
+# Columns that are packed at a time, and the most bytes of them: they stay in L2.
+PACKED, PACKED_BYTES = 128, 128 << 10
 
 # Rows of a product that has to be finished, at a time.
 ROUND = 8 * ROWS
@@ -61,7 +66,7 @@ ROUND = 8 * ROWS
 # Places of the numbers that describe a pointwise convolution.
 (
     IMAGE, OUT, WEIGHT, BIAS,
-    C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, SLIVER, PANEL, PACK,
+    C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PACKED_AT, PANEL, PACK,
     MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR,
 ) = range(24)  # fmt: skip
 NUMBERS = 24
@@ -72,17 +77,27 @@ PER_CALL = 4
 def pack_block(
     src: int, step: int, dst: int, count: int, vectors: int, compute: Any, plain: Any
 ) -> None:
-    """Copy ``vectors`` vectors of each of ``count`` rows, without gaps."""
+    """Copy ``vectors`` vectors of each of ``count`` rows into blocks, one after the other.
+
+    Several blocks at a time: neighbours in memory are read together.
+    """
     lanes = blocks.vector_lanes(compute)
     size = lanes * simd.size_of(compute)
     for k in range(count):
-        row, to = src + k * step, dst + k * vectors * size
-        if vectors == VECTORS:
-            for v in range(VECTORS):
-                copy(row + v * size, to + v * size, lanes, compute, compute, compute, plain)
-        else:
-            for v in range(vectors):
-                copy(row + v * size, to + v * size, lanes, compute, compute, compute, plain)
+        row, v = src + k * step, 0
+        to = dst + k * VECTORS * size
+        while v + VECTORS <= vectors:
+            for i in range(VECTORS):
+                copy(row + i * size, to + i * size, lanes, compute, compute, compute, plain)
+            row += VECTORS * size
+            to += count * VECTORS * size
+            v += VECTORS
+        while v < vectors:
+            # A last block of fewer vectors has no gaps either.
+            at = dst + (v // VECTORS * count * VECTORS + k * (vectors % VECTORS)) * size
+            copy(row, at + v % VECTORS * size, lanes, compute, compute, compute, plain)
+            row += size
+            v += 1
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -92,8 +107,8 @@ def mix_block(
 ) -> None:  # fmt: skip
     """A product of ``rows`` rows and n columns.
 
-    A block of columns stays in L1 while all rows go by. The last block of rows takes some rows
-    again, and so does the last of columns where they are neighbours in memory.
+    A block of columns, packed with others, stays in L1 while all rows go by. The last block of
+    rows takes some rows again, and so does the last of columns where they are neighbours in memory.
     """
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     block = VECTORS * lanes
@@ -102,7 +117,7 @@ def mix_block(
     count, bounds = atomics.peek(g + 8 * COUNT), atomics.peek(g + 8 * BOUNDS)
     by_row = wide if blocks.number_of(spec) == 1 else 0
     by_column = wide - by_row
-    x = 0
+    width, start, end, x = atomics.peek(g + 8 * WIDTH), 0, 0, 0
     while x < n:
         more = n - x
         vectors = min(-(-more // lanes), VECTORS)
@@ -115,8 +130,13 @@ def mix_block(
         dst, add = c + x * wide, bias + x * by_column
         step = b_step
         if whole and packed > 0 and rows > ROWS:
-            pack_block(right, step, packed, count, vectors, compute, plain)
-            right, step = packed, vectors * lanes * wide
+            step = vectors * lanes * wide
+            if x >= end or vectors < VECTORS or again > 0:
+                start, end = x, x + vectors * lanes
+                if again == 0:
+                    end = x + max(min(width, more // block * block), vectors * lanes)
+                pack_block(right, b_step, packed, count, (end - start) // lanes, compute, plain)
+            right = packed + (x - start) * wide * count
         r = 0
         while r < rows:
             at = min(r, rows - ROWS) if rows >= ROWS else r
@@ -170,17 +190,17 @@ def mix_planes(
     q: Array, scratch: int, planes: int, out: int, n: int, first: int, last: int
 ) -> None:
     """Output channels first to last of n pixels, from planes of all channels; NCHW."""
-    wide, row, sliver = q[WIDE], q[PIXELS] * q[NARROW], scratch + q[SLIVER]
+    wide, row, packed = q[WIDE], q[PIXELS] * q[NARROW], scratch + q[PACKED_AT]
     if q[FINISH] == 0:
         atomics.call8(
-            q[MIX], q[GEOMETRY], q[WEIGHT] + first * q[C] * wide, planes, sliver,
+            q[MIX], q[GEOMETRY], q[WEIGHT] + first * q[C] * wide, planes, packed,
             out + first * row, q[BIAS] + first * wide, last - first, n,
         )  # fmt: skip
         return
     for o in range(first, last, ROUND):
         rows = min(ROUND, last - o)
         atomics.call8(
-            q[MIX], q[TO_SCRATCH], q[WEIGHT] + o * q[C] * wide, planes, sliver, scratch,
+            q[MIX], q[TO_SCRATCH], q[WEIGHT] + o * q[C] * wide, planes, packed, scratch,
             q[BIAS] + o * wide, rows, n,
         )  # fmt: skip
         for r in range(rows):
@@ -405,19 +425,20 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     # An odd number of lines between rows.
     line = (-(-tile.pixels * wide // 64) | 1) * 64
     between = pitch or (line if packs else plan.pixels * wide)
-    geometry = np.zeros((2, 6), np.int64)
+    columns = block * max(1, min(PACKED // block, PACKED_BYTES // (block * row)))
+    geometry = np.zeros((2, GEOMETRY_SIZE), np.int64)
     geometry[0] = (
         row, wide, between if planar else block * wide,
-        (plan.pixels if planar else plan.outputs) * wide, plan.channels, address(bounds),
+        (plan.pixels if planar else plan.outputs) * wide, plan.channels, address(bounds), columns,
     )  # fmt: skip
     geometry[1] = geometry[0]
     geometry[1, C_ROW] = line if planar else block * wide
     tiles, shares = -(-whole // tile.pixels), -(-plan.outputs // tile.share)
     # The parts of the scratch memory: what is to be finished, a packed block, converted pixels.
     result = ROUND * int(geometry[1, C_ROW]) if finishing else 0
-    sliver = plan.channels * block * wide if planar else 0
+    packed = columns * row if planar else 0
     panel = (plan.channels * line if planar else tile.pixels * row) if packs else 0
-    starts = np.cumsum([rounded(part, 64) for part in (result, sliver, panel)])
+    starts = np.cumsum([rounded(part, 64) for part in (result, packed, panel)])
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PER_CALL:] = (
         plan.channels, plan.outputs, whole, simd.itemsize(plan.storage), wide, narrow, tile.pixels,
