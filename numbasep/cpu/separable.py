@@ -19,16 +19,15 @@ nothing. The order of the sums is fixed: for each term the column taps, then ter
 each ascending, by fused multiply-adds.
 
 Three C functions are compiled by dtype: ``converter`` (storage to compute), ``columns`` (compute)
-and ``rows`` (compute to output); ``driver``, which calls them by address, is compiled once.
+and ``rows`` (compute to output); ``driver`` and the two kinds of strips, which call them by
+address, are compiled once.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -44,11 +43,6 @@ from numbasep.plan.cpu_tiles import CpuTile
 from numbasep.plan.geometry import SpatialPlan
 
 Array = NDArray[Any]
-
-# The cache of compiled code watches this file only: what it is made of goes into its key.
-VERSION = zlib.crc32(
-    b"".join(Path(str(part.__file__)).read_bytes() for part in (simd, atomics, boundaries))
-)
 
 ROWS = cpu_tiles.ROWS
 BLOCK = 4 if simd.REGISTERS == 32 else 2
@@ -76,9 +70,9 @@ map_index = njit(boundaries.map_index)
     IMAGE, IMAGE_PLANE, IMAGE_ROW, OUT, OUT_PLANE, OUT_ROW, FILL, COLUMN_TAPS, ROW_TAPS,
     H, W, C, OH, OW, KH, KW, TERMS, SY, SX, DY, DX, OY, OX, BOUNDARY, DIRECT, PACKED, STRIP, BAND,
     BANDS, SIZE, WIDE, NARROW, RUN, CONVERTER, COLUMNS, ROWS_OF, OFFSETS, WEIGHTS, PITCH, PHASE,
-    FILLS, TABLE, EDGES, LINE, PACKS, SUMS, COPY, RING,
-) = range(48)  # fmt: skip
-NUMBERS = 48
+    FILLS, TABLE, EDGES, LINE, PACKS, SUMS, COPY, RING, STRIPPER,
+) = range(49)  # fmt: skip
+NUMBERS = 49
 PER_CALL = 9
 
 
@@ -181,25 +175,24 @@ def result_row(
             i += 1
 
 
-# The compiled functions close over dtypes and the version only: these are their keys in the cache
-# of compiled code.
+# The compiled functions close over dtypes only: these are their keys in the cache of compiled code.
+# Those that stay apart are called by address: what is called by name is compiled again with it.
 
 
 @cache
-def converter(storage: str, compute: str, version: int = VERSION) -> Any:
+def converter(storage: str, compute: str) -> Any:
     """Return ``void (src, dst, n, ahead)``."""
     stored, computed = simd.tag(storage), simd.tag(compute)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def converter(src: int, dst: int, n: int, ahead: int) -> None:
-        if version:
-            convert_row(src, dst, n, ahead, stored, computed)
+        convert_row(src, dst, n, ahead, stored, computed)
 
     return converter
 
 
 @cache
-def columns_of(compute: str, version: int = VERSION) -> Any:
+def columns_of(compute: str) -> Any:
     """Return ``void (table, step, x, taps, kh, dst, pitch, n, rows, copy)``."""
     computed = simd.tag(compute)
 
@@ -208,22 +201,20 @@ def columns_of(compute: str, version: int = VERSION) -> Any:
         table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
         copy: int,
     ) -> None:  # fmt: skip
-        if version:
-            column_rows(table, step, x, taps, kh, dst, pitch, n, rows, copy, computed)
+        column_rows(table, step, x, taps, kh, dst, pitch, n, rows, copy, computed)
 
     return columns
 
 
 @cache
-def rows_of(compute: str, output: str, version: int = VERSION) -> Any:
+def rows_of(compute: str, output: str) -> Any:
     """Return ``void (src, offsets, weights, count, run, dst, n)``."""
     computed, out = simd.tag(compute), simd.tag(output)
     permutes = True if simd.PERMUTES and compute in ("float32", "float64") else None
 
     @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
     def rows(src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int) -> None:
-        if version:
-            result_row(src, offsets, weights, count, run, dst, n, computed, out, permutes)
+        result_row(src, offsets, weights, count, run, dst, n, computed, out, permutes)
 
     return rows
 
@@ -299,186 +290,201 @@ def split(src: int, dst: int, stride: int, phase: int, span: int, pixel: int, wi
             move(src + position * pixel + byte, where + byte, wide)
 
 
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def packed_strip(
-    p: Array, scratch: int, base: int, out: int, first_row: int, rows: int, x0: int, x1: int
-) -> None:
-    """A strip of a band from packed image rows."""
-    channels, kh, terms, wide = p[C], p[KH], p[TERMS], p[WIDE]
-    sy, dy, pitch, phase = p[SY], p[DY], p[PITCH], p[PHASE]
-    table, edges, fill = scratch + p[TABLE], scratch + p[EDGES], scratch + p[FILLS]
-    packs, sums, line = scratch + p[PACKS], scratch + p[SUMS], scratch + p[LINE]
-    first = x0 * p[SX] + p[OX]
-    span = (x1 - 1 - x0) * p[SX] + (p[KW] - 1) * p[DX] + 1
-    low = min(max(first, 0), p[W])
-    high = max(min(first + span, p[W]), low)
-    outside = find_edges(edges, first, span, low, high, p[W], p[BOUNDARY])
-    pixel = channels * wide
-    atomics.call4(p[CONVERTER], p[FILL], fill, 1, 0)
-    n = (x1 - x0) * channels
-    length = p[SX] * phase // wide if phase > 0 else span * channels
-    packed = 0
-    last = p[H] - 1
-    y = 0
-    while y < rows:
-        group = min(ROWS, rows - y)
-        # The rows that this group adds; meanwhile memory is asked for those of the next.
-        needed = (y + group - 1) * sy + (kh - 1) * dy + 1
-        for j in range(packed, needed):
-            m = map_index(first_row + j, p[H], p[BOUNDARY])
-            slot = packs + j % p[RING] * pitch
-            row = base + m * p[IMAGE_ROW] if m >= 0 else 0
-            ahead = base + min(max(first_row + j + ROWS * sy, 0), last) * p[IMAGE_ROW]
-            pack_row(
-                p, row, ahead, line if phase > 0 else slot, fill, low, (low - first) * pixel,
-                (high - low) * channels, edges, outside if m >= 0 else span * channels,
-            )  # fmt: skip
-            if phase > 0:
-                split(line, slot, p[SX], phase, span, pixel, wide)
-            atomics.poke(table + 8 * j, slot)
-        packed = max(packed, needed)
-        if p[DIRECT]:
-            for r in range(group):
-                atomics.call7(
-                    p[ROWS_OF], packs + (y + r) * sy * pitch, p[OFFSETS], p[ROW_TAPS],
-                    p[WEIGHTS], p[RUN], out + (y + r) * p[OUT_ROW], n,
-                )  # fmt: skip
-            y += group
-            continue
-        for t in range(terms):
-            taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
-            if sy == 1 and dy == 1 and group == ROWS:
-                atomics.call10(
-                    p[COLUMNS],
-                    table + 8 * y,
-                    8,
-                    0,
-                    taps,
-                    kh,
-                    top,
-                    terms * pitch,
-                    length,
-                    ROWS,
-                    p[COPY],
-                )
-            else:
-                for r in range(group):
-                    atomics.call10(
-                        p[COLUMNS], table + 8 * (y + r) * sy, 8 * dy, 0, taps, kh,
-                        top + r * terms * pitch, 0, length, 1, p[COPY],
-                    )  # fmt: skip
-        for r in range(group):
-            atomics.call7(
-                p[ROWS_OF], sums + r * terms * pitch, p[OFFSETS], p[ROW_TAPS], p[WEIGHTS],
-                p[RUN], out + (y + r) * p[OUT_ROW], n,
-            )  # fmt: skip
-        y += group
-
-
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def unpacked_strip(p: Array, scratch: int, out: int, rows: int, x0: int, x1: int) -> None:
-    """A strip of a band from image rows where they are, through the table of the band."""
-    channels, kh, terms, wide, pitch = p[C], p[KH], p[TERMS], p[WIDE], p[PITCH]
-    dy = p[DY]
-    table, edges, fills = scratch + p[TABLE], scratch + p[EDGES], scratch + p[FILLS]
-    sums = scratch + p[SUMS]
-    first = x0 + p[OX]
-    span = x1 - 1 - x0 + (p[KW] - 1) * p[DX] + 1
-    low = min(max(first, 0), p[W])
-    high = max(min(first + span, p[W]), low)
-    outside = find_edges(edges, first, span, low, high, p[W], p[BOUNDARY])
-    pixel = channels * wide
-    start, inside = (low - first) * pixel, (high - low) * channels
-    y = 0
-    while y < rows:
-        group = min(ROWS, rows - y)
-        for t in range(terms):
-            taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
-            if p[SY] == 1 and dy == 1 and group == ROWS:
-                atomics.call10(
-                    p[COLUMNS], table + 8 * y, 8, low * pixel, taps, kh, top + start,
-                    terms * pitch, inside, ROWS, p[COPY],
-                )  # fmt: skip
-            else:
-                for r in range(group):
-                    atomics.call10(
-                        p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy, low * pixel, taps, kh,
-                        top + r * terms * pitch + start, 0, inside, 1, p[COPY],
-                    )  # fmt: skip
-            for r in range(group):
-                dst = top + r * terms * pitch
-                for k in range(outside):
-                    position = atomics.peek(edges + 24 * k) * channels
-                    source = atomics.peek(edges + 24 * k + 8) * channels
-                    column = atomics.peek(edges + 24 * k + 16) * channels
-                    for c in range(channels):
-                        where = dst + (position + c) * wide
-                        if source >= 0 or column < 0:
-                            value = dst + (source + c) * wide if source >= 0 else fills + t * wide
-                            move(value, where, wide)
-                            if p[COPY]:
-                                move(value, where + p[COPY], wide)
-                        else:
-                            atomics.call10(
-                                p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy,
-                                (column + c) * wide, taps, kh, where, 0, 1, 1, p[COPY],
-                            )  # fmt: skip
-        for r in range(group):
-            atomics.call7(
-                p[ROWS_OF], sums + r * terms * pitch, p[OFFSETS], p[ROW_TAPS], p[WEIGHTS],
-                p[RUN], out + (y + r) * p[OUT_ROW], (x1 - x0) * channels,
-            )  # fmt: skip
-        y += group
+STRIPS = "void(" + ", ".join(["int64"] * 8) + ")"
 
 
 @cache
-def driver(version: int = VERSION) -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+def packed_strip() -> Any:
+    """Return ``void (numbers, scratch, base, out, first_row, rows, x0, x1)``.
+
+    It computes a strip of a band from packed image rows.
+    """
+
+    @compiled.cfunc(STRIPS)
+    def strip(
+        numbers: int, scratch: int, base: int, out: int, first_row: int, rows: int, x0: int, x1: int
+    ) -> None:  # fmt: skip
+        p = simd.as_pointer(numbers)
+        channels, kh, terms, wide = p[C], p[KH], p[TERMS], p[WIDE]
+        sy, dy, pitch, phase = p[SY], p[DY], p[PITCH], p[PHASE]
+        table, edges, fill = scratch + p[TABLE], scratch + p[EDGES], scratch + p[FILLS]
+        packs, sums, line = scratch + p[PACKS], scratch + p[SUMS], scratch + p[LINE]
+        first = x0 * p[SX] + p[OX]
+        span = (x1 - 1 - x0) * p[SX] + (p[KW] - 1) * p[DX] + 1
+        low = min(max(first, 0), p[W])
+        high = max(min(first + span, p[W]), low)
+        outside = find_edges(edges, first, span, low, high, p[W], p[BOUNDARY])
+        pixel = channels * wide
+        atomics.call4(p[CONVERTER], p[FILL], fill, 1, 0)
+        n = (x1 - x0) * channels
+        length = p[SX] * phase // wide if phase > 0 else span * channels
+        packed = 0
+        last = p[H] - 1
+        y = 0
+        while y < rows:
+            group = min(ROWS, rows - y)
+            # The rows that this group adds; meanwhile memory is asked for those of the next.
+            needed = (y + group - 1) * sy + (kh - 1) * dy + 1
+            for j in range(packed, needed):
+                m = map_index(first_row + j, p[H], p[BOUNDARY])
+                slot = packs + j % p[RING] * pitch
+                row = base + m * p[IMAGE_ROW] if m >= 0 else 0
+                ahead = base + min(max(first_row + j + ROWS * sy, 0), last) * p[IMAGE_ROW]
+                pack_row(
+                    p, row, ahead, line if phase > 0 else slot, fill, low, (low - first) * pixel,
+                    (high - low) * channels, edges, outside if m >= 0 else span * channels,
+                )  # fmt: skip
+                if phase > 0:
+                    split(line, slot, p[SX], phase, span, pixel, wide)
+                atomics.poke(table + 8 * j, slot)
+            packed = max(packed, needed)
+            if p[DIRECT]:
+                for r in range(group):
+                    atomics.call7(
+                        p[ROWS_OF], packs + (y + r) * sy * pitch, p[OFFSETS], p[ROW_TAPS],
+                        p[WEIGHTS], p[RUN], out + (y + r) * p[OUT_ROW], n,
+                    )  # fmt: skip
+                y += group
+                continue
+            for t in range(terms):
+                taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
+                if sy == 1 and dy == 1 and group == ROWS:
+                    atomics.call10(
+                        p[COLUMNS],
+                        table + 8 * y,
+                        8,
+                        0,
+                        taps,
+                        kh,
+                        top,
+                        terms * pitch,
+                        length,
+                        ROWS,
+                        p[COPY],
+                    )
+                else:
+                    for r in range(group):
+                        atomics.call10(
+                            p[COLUMNS], table + 8 * (y + r) * sy, 8 * dy, 0, taps, kh,
+                            top + r * terms * pitch, 0, length, 1, p[COPY],
+                        )  # fmt: skip
+            for r in range(group):
+                atomics.call7(
+                    p[ROWS_OF], sums + r * terms * pitch, p[OFFSETS], p[ROW_TAPS], p[WEIGHTS],
+                    p[RUN], out + (y + r) * p[OUT_ROW], n,
+                )  # fmt: skip
+            y += group
+
+    return strip
+
+
+@cache
+def unpacked_strip() -> Any:
+    """Return what ``packed_strip`` does for image rows where they are, by the band's table."""
+
+    @compiled.cfunc(STRIPS)
+    def strip(
+        numbers: int, scratch: int, base: int, out: int, first_row: int, rows: int, x0: int, x1: int
+    ) -> None:  # fmt: skip
+        p = simd.as_pointer(numbers)
+        channels, kh, terms, wide, pitch = p[C], p[KH], p[TERMS], p[WIDE], p[PITCH]
+        dy = p[DY]
+        table, edges, fills = scratch + p[TABLE], scratch + p[EDGES], scratch + p[FILLS]
+        sums = scratch + p[SUMS]
+        first = x0 + p[OX]
+        span = x1 - 1 - x0 + (p[KW] - 1) * p[DX] + 1
+        low = min(max(first, 0), p[W])
+        high = max(min(first + span, p[W]), low)
+        outside = find_edges(edges, first, span, low, high, p[W], p[BOUNDARY])
+        pixel = channels * wide
+        start, inside = (low - first) * pixel, (high - low) * channels
+        y = 0
+        while y < rows:
+            group = min(ROWS, rows - y)
+            for t in range(terms):
+                taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
+                if p[SY] == 1 and dy == 1 and group == ROWS:
+                    atomics.call10(
+                        p[COLUMNS], table + 8 * y, 8, low * pixel, taps, kh, top + start,
+                        terms * pitch, inside, ROWS, p[COPY],
+                    )  # fmt: skip
+                else:
+                    for r in range(group):
+                        atomics.call10(
+                            p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy, low * pixel, taps, kh,
+                            top + r * terms * pitch + start, 0, inside, 1, p[COPY],
+                        )  # fmt: skip
+                for r in range(group):
+                    dst = top + r * terms * pitch
+                    for k in range(outside):
+                        position = atomics.peek(edges + 24 * k) * channels
+                        source = atomics.peek(edges + 24 * k + 8) * channels
+                        column = atomics.peek(edges + 24 * k + 16) * channels
+                        for c in range(channels):
+                            where = dst + (position + c) * wide
+                            if source >= 0 or column < 0:
+                                value = (
+                                    dst + (source + c) * wide if source >= 0 else fills + t * wide
+                                )
+                                move(value, where, wide)
+                                if p[COPY]:
+                                    move(value, where + p[COPY], wide)
+                            else:
+                                atomics.call10(
+                                    p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy,
+                                    (column + c) * wide, taps, kh, where, 0, 1, 1, p[COPY],
+                                )  # fmt: skip
+            for r in range(group):
+                atomics.call7(
+                    p[ROWS_OF], sums + r * terms * pitch, p[OFFSETS], p[ROW_TAPS], p[WEIGHTS],
+                    p[RUN], out + (y + r) * p[OUT_ROW], (x1 - x0) * channels,
+                )  # fmt: skip
+            y += group
+
+    return strip
+
+
+@cache
+def driver() -> Any:
+    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``.
+
+    It takes bands of output rows until there are none.
+    """
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, scratch)
+    def driver(numbers: int, taken: int, items: int, scratch: int) -> None:
+        p = simd.as_pointer(numbers)
+        table, fills = scratch + p[TABLE], scratch + p[FILLS]
+        if not p[PACKED]:
+            # What the column pass gives outside the image, for each term.
+            for k in range(p[KH]):
+                atomics.poke(table + 8 * k, p[FILL])
+            for t in range(p[TERMS]):
+                atomics.call10(
+                    p[COLUMNS], table, 8, 0, p[COLUMN_TAPS] + t * p[KH] * p[WIDE], p[KH],
+                    fills + t * p[WIDE], 0, 1, 1, 0,
+                )  # fmt: skip
+        while True:
+            item = atomics.take(taken)
+            if item >= items:
+                break
+            plane, band = item // p[BANDS], item % p[BANDS]
+            y0 = band * p[BAND]
+            rows = min(p[OH] - y0, p[BAND])
+            base = p[IMAGE] + plane * p[IMAGE_PLANE]
+            first_row = y0 * p[SY] + p[OY]
+            if not p[PACKED]:
+                # Entries beyond the last are only asked for.
+                for j in range((rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1 + ROWS):
+                    m = map_index(first_row + j, p[H], p[BOUNDARY])
+                    atomics.poke(table + 8 * j, base + m * p[IMAGE_ROW] if m >= 0 else p[FILL])
+            for x0 in range(0, p[OW], p[STRIP]):
+                x1 = min(p[OW], x0 + p[STRIP])
+                out = p[OUT] + plane * p[OUT_PLANE] + y0 * p[OUT_ROW] + x0 * p[C] * p[NARROW]
+                atomics.call8(p[STRIPPER], numbers, scratch, base, out, first_row, rows, x0, x1)
+            atomics.take(taken + 8)
 
     return driver
-
-
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int, scratch: int) -> None:
-    """Take bands of output rows until there are none."""
-    p = simd.as_pointer(numbers)
-    table, fills = scratch + p[TABLE], scratch + p[FILLS]
-    if not p[PACKED]:
-        # What the column pass gives outside the image, for each term.
-        for k in range(p[KH]):
-            atomics.poke(table + 8 * k, p[FILL])
-        for t in range(p[TERMS]):
-            atomics.call10(
-                p[COLUMNS], table, 8, 0, p[COLUMN_TAPS] + t * p[KH] * p[WIDE], p[KH],
-                fills + t * p[WIDE], 0, 1, 1, 0,
-            )  # fmt: skip
-    while True:
-        item = atomics.take(taken)
-        if item >= items:
-            break
-        plane, band = item // p[BANDS], item % p[BANDS]
-        y0 = band * p[BAND]
-        rows = min(p[OH] - y0, p[BAND])
-        base = p[IMAGE] + plane * p[IMAGE_PLANE]
-        first_row = y0 * p[SY] + p[OY]
-        if not p[PACKED]:
-            # Entries beyond the last are only asked for.
-            for j in range((rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1 + ROWS):
-                m = map_index(first_row + j, p[H], p[BOUNDARY])
-                atomics.poke(table + 8 * j, base + m * p[IMAGE_ROW] if m >= 0 else p[FILL])
-        for x0 in range(0, p[OW], p[STRIP]):
-            x1 = min(p[OW], x0 + p[STRIP])
-            out = p[OUT] + plane * p[OUT_PLANE] + y0 * p[OUT_ROW] + x0 * p[C] * p[NARROW]
-            if p[PACKED]:
-                packed_strip(p, scratch, base, out, first_row, rows, x0, x1)
-            else:
-                unpacked_strip(p, scratch, out, rows, x0, x1)
-        atomics.take(taken + 8)
 
 
 def run_separable(
@@ -631,6 +637,7 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         layout.sums,
         layout.copy,
         layout.ring,
+        (packed_strip() if tile.packed else unpacked_strip()).address,
     )
     return _Prepared(
         numbers, plan.planes * bands, layout.size, tile.threads, tile.packed, layout.offsets
