@@ -20,8 +20,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, simd
-from numbasep.cpu.depthwise import (
+from numbasep.cpu import atomics, blocks, compiled, pool, simd
+from numbasep.cpu.channels import (
     ACTIVATED,
     Prepared,
     bounds_of,
@@ -36,7 +36,7 @@ from numbasep.plan.channelwise import PointwisePlan
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(Path(__file__).read_bytes(), depthwise.VERSION)
+VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 # As many sums as registers hold beside a row of the right factor and one weight.
 ROWS, VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)

@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, compiled, depthwise_gradient, pointwise, pool, simd
-from numbasep.cpu.depthwise import Prepared, bounds_of
+from numbasep.cpu.channels import Prepared, bounds_of
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
