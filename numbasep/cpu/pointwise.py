@@ -58,7 +58,7 @@ GEOMETRY_SIZE = 7
 LOOSE, IN_BLOCKS = 0, -1
 
 # Columns that are packed at a time, and the most bytes of them: they stay in L2.
-PACKED, PACKED_BYTES = 128, 128 << 10
+PACKED, PACKED_BYTES = 128, 96 << 10
 
 # Rows of a product that has to be finished, at a time.
 ROUND = 8 * ROWS

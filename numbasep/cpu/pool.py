@@ -163,18 +163,20 @@ class _Worker:
         self.thread = threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True)
         self.thread.start()
 
-    def wake(self, job: Any) -> None:
-        """Send a job to a thread that sleeps, to run it on another processor than the caller's.
+    def wake(self, job: tuple[Any, ...]) -> None:
+        """Send a job to a thread that sleeps, which starts on another processor than the caller's.
 
         Linux wakes a thread on the caller's processor where the others seem taken, as those of a
         virtual machine do when they are idle; there it would wait until the caller has done all.
         """
+        allowed: set[int] = set()
         if _processor is not None:
             with suppress(OSError):
-                others = os.sched_getaffinity(0) - {_processor()}
+                allowed = os.sched_getaffinity(0)
+                others = allowed - {_processor()}
                 if others:
                     os.sched_setaffinity(self.thread.native_id or 0, others)
-        self.jobs.put(job)
+        self.jobs.put((*job, allowed))
 
     def _work(self) -> None:
         box = self.box
@@ -188,7 +190,10 @@ class _Worker:
                     _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
                 box[FINISHED] += 1
             else:
-                function, numbers, counter, items, size, owners = self.jobs.get()
+                function, numbers, counter, items, size, owners, allowed = self.jobs.get()
+                if allowed:
+                    with suppress(OSError):
+                        os.sched_setaffinity(0, allowed)
                 if counter[0] < items:
                     with suppress(MemoryError):
                         scratch, memory = _scratch(size)

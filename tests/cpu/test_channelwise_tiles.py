@@ -68,6 +68,38 @@ def test_pointwise_tiles(layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("activation", [None, "hardswish"])
+def test_pointwise_ends(
+    layout: str, activation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and columns that are no whole blocks, of whole numbers; packed alone and with others."""
+    monkeypatch.setattr(pointwise, "prepare", pointwise.prepare.__wrapped__)
+    planar, channels = layout == "NCHW", 3
+    for packed, outputs, pixels in product(
+        (16, 48), (1, 5, 6, 13, 24), (1, 7, 8, 9, 15, 16, 17, 24, 33, 49, 90)
+    ):
+        monkeypatch.setattr(pointwise, "PACKED", packed)
+        shape = (2, channels, 1, pixels) if planar else (2, 1, pixels, channels)
+        plan = planner.pointwise(
+            shape, "float32", (outputs, channels), "float32", layout=layout, activation=activation
+        )
+        rng = np.random.default_rng(outputs * pixels)
+        image, weight, bias = (
+            rng.integers(-9, 9, size).astype(np.float32)
+            for size in (shape, (outputs, channels), outputs)
+        )
+        axes = "ncyx,oc->noyx" if planar else "nyxc,oc->nyxo"
+        expected = np.einsum(axes, image, weight) + (bias[:, None, None] if planar else bias)
+        if activation is not None:
+            expected *= np.clip(expected + 3, 0, 6)
+            expected /= 6
+        out = np.full(expected.shape, np.nan, np.float32)
+        tile = pointwise.Tile(min(48, pixels), 1000, 2)
+        pointwise.run_pointwise(plan, image, weight, bias, out, tile)
+        assert (out == expected).all()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_fused_tiles(layout: str) -> None:
     shape = (2, 30, 17, 21) if layout == "NCHW" else (2, 17, 21, 30)
     first = planner.depthwise(shape, "float32", 30, (3, 3), 0, padding=1, layout=layout)

@@ -142,3 +142,32 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
     if child == 0:
         os._exit(0 if filtered(image, 3) == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_thread_that_sleeps_wakes_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And may then run wherever the caller may."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    allowed = os.sched_getaffinity(0)
+    masks: list[tuple[int, set[int]]] = []
+    setting = os.sched_setaffinity
+
+    def set_affinity(thread: int, mask: set[int]) -> None:
+        setting(thread, mask)
+        masks.append((thread, set(mask)))
+
+    monkeypatch.setattr(pool, "_processor", lambda: min(allowed))
+    (image,) = images(1)
+    filtered(image, 2)
+    worker = pool._workers[0]
+    while worker.box[pool.STATE] != pool.ASLEEP:
+        time.sleep(0.001)
+    monkeypatch.setattr(os, "sched_setaffinity", set_affinity)
+    filtered(image, 2)
+    late = time.monotonic() + 10
+    while (0, allowed) not in masks and time.monotonic() < late:
+        time.sleep(0.001)
+    if len(allowed) > 1:
+        assert masks[0] == (worker.thread.native_id, allowed - {min(allowed)})
+    assert masks[-1] == (0, allowed)
+    assert os.sched_getaffinity(worker.thread.native_id) == allowed
