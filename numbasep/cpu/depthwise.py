@@ -379,6 +379,8 @@ def run_depthwise(
     made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
     columns, rows = factors_of(plan, weight)
     numbers = made.numbers.copy()
-    numbers[:PER_CALL] = [address(a) for a in (image, out, columns, rows, bias)]
+    first = address(columns)
+    second = address(rows) if plan.rank else first
+    numbers[:PER_CALL] = address(image), address(out), first, second, address(bias)
     owners = image, out, columns, rows, bias, made
     pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)

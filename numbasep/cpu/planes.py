@@ -1,8 +1,9 @@
 """Depthwise correlation of planes (NCHW) on the CPU.
 
-``windows`` filters them from the image as it is where it can. Else a thread packs the image rows that a band of output rows needs, converted, padded and, for a stride,
-sorted by the remainder of their column, into memory that stays in L1; blocks of rows by vectors are
-then filtered there without a branch:
+Where it can, ``windows`` filters them from the image as it is. Else a thread packs the image rows
+that a band of output rows needs, converted, padded and, for a stride, sorted by the remainder of
+their column, into memory that stays in L1; blocks of rows by vectors are then filtered there
+without a branch:
 
     image rows ----> packed rows |0 ........... 0|   ----> 4 rows x 2 vectors of the result
                                  |0 ........... 0|

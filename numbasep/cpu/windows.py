@@ -88,14 +88,21 @@ def make_window(rows: int, vectors: int, *, masked: bool) -> Any:
             row_bytes, height, down = e.at(g, ROW), e.at(g, HEIGHT), e.at(g, DOWN)
             zeros = e.at(g, ZEROS)
             sums = [e.zero() for _ in range(rows * vectors)]
-            for j in range((rows - 1) * stride + kh):
-                sums, taps = settled(e, sums, taps)
+            top = (rows - 1) * stride + kh
+            if vectors > 1:
+                # The rows that the block below this one reads first.
+                for j in range(top, top + rows * stride):
+                    base = b.add(src, b.mul(b.add(row, b.mul(down, e.const(j))), row_bytes))
+                    for v in range(stride):
+                        e.prefetch(b.add(base, shifts[v, 0, 0]))
+            for j in range(top):
                 y = b.add(row, b.mul(down, e.const(j)))
                 base = b.select(
                     b.icmp_unsigned("<", y, height), b.add(src, b.mul(y, row_bytes)), zeros
                 )
                 pairs: list[Any] = []
                 for kx in range(kw):
+                    sums, taps = settled(e, sums, taps)
                     if stride == 1:
                         xs = [load(base, v, kx, 0) for v in range(vectors)]
                     else:
@@ -202,7 +209,7 @@ def filter_window(
     if step == 1:
         span = lanes + (kw - 1) * atomics.peek(g + 8 * ACROSS)
     for phase in range(down):
-        count = (rows - phase + down - 1) // down
+        count = rows if down == 1 else (rows - phase + down - 1) // down
         row = (y0 + phase) * step + atomics.peek(g + 8 * FIRST_ROW)
         out = dst + phase * pitch
         x = 0
