@@ -68,7 +68,8 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         first = group * p[GROUP]
         if p[PLANAR]:
             plane = p[OH] * p[OW] * p[NARROW]
-            planes.clear_band(p, scratch, rows)
+            if not planes.windowed(p, rows):
+                planes.clear_band(p, scratch, rows)
             for c in range(first, min(first + p[GROUP], p[C])):
                 base = p[IMAGE] + (n * p[C] + c) * size
                 out = p[OUT] + (n * filters + c * p[M]) * plane + y0 * p[OW] * p[NARROW]

@@ -215,7 +215,7 @@ def windowed(p: Array, rows: int) -> bool:
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def clear_band(p: Array, scratch: int, rows: int) -> None:
     """Write zeros where ``pack_band`` leaves what is outside the image."""
-    if p[BOUNDARY] == boundaries.FILL and not windowed(p, rows):
+    if p[BOUNDARY] == boundaries.FILL:
         needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
         numba.carray(simd.as_pointer(scratch + p[ROWS_AT]), needed * p[PITCH] // 8)[:] = 0
 
