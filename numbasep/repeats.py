@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from numbasep import calls
 from numbasep.calls import Call
+from numbasep.known import Known
 from numbasep.plan import checks
 
 Array = NDArray[Any]
@@ -21,8 +22,7 @@ Array = NDArray[Any]
 # (image, weights, result): what a repeated call does, all arrays C-contiguous.
 Work = Callable[[Array, tuple[Any, ...], Array], None]
 
-MOST = 1024
-_known: dict[Any, tuple[Work, tuple[int, ...], np.dtype[Any]]] = {}
+_known: Known[tuple[Work, tuple[int, ...], np.dtype[Any]]] = Known()
 
 # Bits of ``ndarray.flags.num``.
 READ, WRITTEN = 0x101, 0x501  # C-contiguous and aligned; also writeable
@@ -62,9 +62,7 @@ def run(
         work, compute = plan(call, *weights, *options)
         wanted = np.dtype(compute)
         if all(one is None or (one.dtype == wanted and one.dtype.isnative) for one in weights):
-            if len(_known) >= MOST:
-                _known.clear()
-            _known[key] = work, result.shape, result.dtype
+            _known.put(key, (work, result.shape, result.dtype))
     return result
 
 

@@ -127,6 +127,15 @@ def call9(
     return _call(9)
 
 
+@intrinsic
+def call10(
+    context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any,
+    i: Any, j: Any,
+) -> Any:  # fmt: skip
+    """Call the C function at an address with ten int64."""
+    return _call(10)
+
+
 def _copy(bits: int) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         kind = ir.IntType(bits).as_pointer()

@@ -378,40 +378,32 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = Fals
     return pixel_block
 
 
-def make_mix(rows: int, vectors: int, *, masked: bool = False, packs: bool = False) -> Any:
+def make_mix(rows: int, vectors: int, *, masked: bool = False) -> Any:
     """Make a block of a matrix product.
 
     ``c[r][x] = sum_k a[r * a_row + k * a_step] * b[k * b_step + x]`` for ``count`` k, ascending.
-    ``spec`` 1: a bias for each row; 2: for each column. packs: what is loaded of b is also written
-    to ``packed``, without gaps, and memory is asked for the block beside it.
+    ``spec`` 1: a bias for each row; 2: for each column.
     """
 
     @intrinsic
     def mix(
-        context: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, packed: Any, count: Any,
-        c: Any, c_row: Any, bias: Any, bounds: Any, n: Any, compute: Any, spec: Any,
+        context: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, c: Any,
+        c_row: Any, bias: Any, bounds: Any, n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
         computed, number = simd._name(compute), _number(spec)
-        signature = types.void(*[types.int64] * 12, compute, spec)
+        signature = types.void(*[types.int64] * 11, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-            left, a_row, a_step, right, b_step, packed, count = args[:7]
-            c, c_row, bias, bounds, n = args[7:12]
+            left, a_row, a_step, right, b_step, count, c, c_row, bias, bounds, n = args[:11]
             e = Emitter(b, computed, lanes_of(computed))
             wide = e.size
             starts = [b.mul(a_row, e.const(r)) for r in range(rows)]
             masks = [e.mask(n, v) if masked else None for v in range(vectors)]
             shifted = [e.const(v * e.lanes * wide) for v in range(vectors)]
-            width = vectors * e.lanes * wide
 
             def term(k: Any, carried: list[Any]) -> Any:
                 base, column = b.add(right, b.mul(k, b_step)), b.add(left, b.mul(k, a_step))
                 xs = [e.load(b.add(base, shifted[v]), computed, masks[v]) for v in range(vectors)]
-                if packs:
-                    to = b.add(packed, b.mul(k, e.const(width)))
-                    for v in range(vectors):
-                        e.store(xs[v], b.add(to, shifted[v]), computed)
-                    e.prefetch(b.add(base, e.const(2 * width - wide)))
                 sums = []
                 for r in range(rows):
                     w = e.broadcast(b.add(column, starts[r]))

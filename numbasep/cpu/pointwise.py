@@ -41,19 +41,24 @@ VERSION = zlib.crc32(Path(__file__).read_bytes())
 # As many sums as registers hold beside a row of the right factor and one weight.
 ROWS, VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)
 mix_full = blocks.make_mix(ROWS, VECTORS)
-mix_first = blocks.make_mix(ROWS, VECTORS, packs=True)
 mix_two = blocks.make_mix(ROWS, 2)
 mix_one = blocks.make_mix(ROWS, 1)
 mix_edge = blocks.make_mix(ROWS, VECTORS, masked=True)
 mix_row = blocks.make_mix(1, VECTORS, masked=True)
+copy = blocks.make_move(masked=False)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
-# channels of the right one and between rows of the result; channels; address of the bounds.
-A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS = range(6)
+# channels of the right one and between rows of the result; channels; address of the bounds; columns
+# that are packed at a time, whole blocks.
+A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS, WIDTH = range(7)
+GEOMETRY_SIZE = 7
 
-# Where a block of the right factor is packed, if it is not an address: it is read where it is, or
-# it is in blocks already, one after the other.
+# Where the right factor is packed, if it is not an address: it is read where it is, or it is in
+# blocks already, one after the other.
 LOOSE, IN_BLOCKS = 0, -1
+
+# Columns that are packed at a time, and the most bytes of them: they stay in L2.
+PACKED, PACKED_BYTES = 128, 128 << 10
 
 # Rows of a product that has to be finished, at a time.
 ROUND = 8 * ROWS
@@ -61,7 +66,7 @@ ROUND = 8 * ROWS
 # Places of the numbers that describe a pointwise convolution.
 (
     IMAGE, OUT, WEIGHT, BIAS,
-    C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, SLIVER, PANEL, PACK,
+    C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PACKED_AT, PANEL, PACK,
     MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR,
 ) = range(24)  # fmt: skip
 NUMBERS = 24
@@ -69,14 +74,41 @@ PER_CALL = 4
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def pack_block(
+    src: int, step: int, dst: int, count: int, vectors: int, compute: Any, plain: Any
+) -> None:
+    """Copy ``vectors`` vectors of each of ``count`` rows into blocks, one after the other.
+
+    Several blocks at a time: neighbours in memory are read together.
+    """
+    lanes = blocks.vector_lanes(compute)
+    size = lanes * simd.size_of(compute)
+    for k in range(count):
+        row, v = src + k * step, 0
+        to = dst + k * VECTORS * size
+        while v + VECTORS <= vectors:
+            for i in range(VECTORS):
+                copy(row + i * size, to + i * size, lanes, compute, compute, compute, plain)
+            row += VECTORS * size
+            to += count * VECTORS * size
+            v += VECTORS
+        while v < vectors:
+            # A last block of fewer vectors has no gaps either.
+            at = dst + (v // VECTORS * count * VECTORS + k * (vectors % VECTORS)) * size
+            copy(row, at + v % VECTORS * size, lanes, compute, compute, compute, plain)
+            row += size
+            v += 1
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_block(
     g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int, compute: Any,
-    spec: Any,
+    spec: Any, plain: Any,
 ) -> None:  # fmt: skip
     """A product of ``rows`` rows and n columns.
 
-    A block of columns stays in L1 while all rows go by: the first packs it. The last block of rows
-    takes some rows again, and so does the last of columns where they are neighbours in memory.
+    A block of columns, packed with others, stays in L1 while all rows go by. The last block of
+    rows takes some rows again, and so does the last of columns where they are neighbours in memory.
     """
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
     block = VECTORS * lanes
@@ -85,7 +117,7 @@ def mix_block(
     count, bounds = atomics.peek(g + 8 * COUNT), atomics.peek(g + 8 * BOUNDS)
     by_row = wide if blocks.number_of(spec) == 1 else 0
     by_column = wide - by_row
-    x = 0
+    width, start, end, x = atomics.peek(g + 8 * WIDTH), 0, 0, 0
     while x < n:
         more = n - x
         vectors = min(-(-more // lanes), VECTORS)
@@ -96,42 +128,45 @@ def mix_block(
             x -= again
             right -= again * wide
         dst, add = c + x * wide, bias + x * by_column
-        right_step, r = b_step, 0
+        step = b_step
+        if whole and packed > 0 and rows > ROWS:
+            step = vectors * lanes * wide
+            if x >= end or vectors < VECTORS or again > 0:
+                start, end = x, x + vectors * lanes
+                if again == 0:
+                    end = x + max(min(width, more // block * block), vectors * lanes)
+                pack_block(right, b_step, packed, count, (end - start) // lanes, compute, plain)
+            right = packed + (x - start) * wide * count
+        r = 0
         while r < rows:
             at = min(r, rows - ROWS) if rows >= ROWS else r
             left, to, shift = a + at * a_row, dst + at * c_row, add + at * by_row
             if rows < ROWS:
                 mix_row(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
                 r += 1
                 continue
             if not whole:
                 mix_edge(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
+                )  # fmt: skip
+            elif vectors == VECTORS:
+                mix_full(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
             elif vectors == 1:
                 mix_one(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
-            elif vectors < VECTORS:
-                mix_two(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
-                )  # fmt: skip
-            elif r == 0 and packed > 0:
-                mix_first(
-                    left, a_row, a_step, right, right_step, packed, count, to, c_row, shift, bounds,
-                    more, compute, spec,
-                )  # fmt: skip
-                right, right_step = packed, block * wide
             else:
-                mix_full(
-                    left, a_row, a_step, right, right_step, 0, count, to, c_row, shift, bounds,
-                    more, compute, spec,
+                mix_two(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
                 )  # fmt: skip
             r += ROWS
         x += vectors * lanes
@@ -140,12 +175,12 @@ def mix_block(
 @cache
 def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
     """Return ``void (g, a, b, packed, c, bias, rows, n)``; bias 1 by row, 2 by column."""
-    computed, spec = simd.tag(compute), blocks.number_tag(bias)
+    computed, spec, plain = simd.tag(compute), blocks.number_tag(bias), blocks.number_tag(0)
 
     @compiled.cfunc("void(" + ", ".join(["int64"] * 8) + ")")
     def mix(g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int) -> None:
         if version:
-            mix_block(g, a, b, packed, c, bias, rows, n, computed, spec)
+            mix_block(g, a, b, packed, c, bias, rows, n, computed, spec, plain)
 
     return mix
 
@@ -155,17 +190,17 @@ def mix_planes(
     q: Array, scratch: int, planes: int, out: int, n: int, first: int, last: int
 ) -> None:
     """Output channels first to last of n pixels, from planes of all channels; NCHW."""
-    wide, row, sliver = q[WIDE], q[PIXELS] * q[NARROW], scratch + q[SLIVER]
+    wide, row, packed = q[WIDE], q[PIXELS] * q[NARROW], scratch + q[PACKED_AT]
     if q[FINISH] == 0:
         atomics.call8(
-            q[MIX], q[GEOMETRY], q[WEIGHT] + first * q[C] * wide, planes, sliver,
+            q[MIX], q[GEOMETRY], q[WEIGHT] + first * q[C] * wide, planes, packed,
             out + first * row, q[BIAS] + first * wide, last - first, n,
         )  # fmt: skip
         return
     for o in range(first, last, ROUND):
         rows = min(ROUND, last - o)
         atomics.call8(
-            q[MIX], q[TO_SCRATCH], q[WEIGHT] + o * q[C] * wide, planes, sliver, scratch,
+            q[MIX], q[TO_SCRATCH], q[WEIGHT] + o * q[C] * wide, planes, packed, scratch,
             q[BIAS] + o * wide, rows, n,
         )  # fmt: skip
         for r in range(rows):
@@ -318,9 +353,9 @@ class Tile:
         return f"{self.share} outputs by {self.pixels} pixels, {self.threads} threads"
 
 
-# What a block of rows costs beside its multiply-adds, in the time of one column's, and what a work
-# item does.
-BLOCK_COST, ITEM_COST = 8, 500
+# Costs in the time that ``ROWS`` rows by a vector take for one channel: of a block of rows beside
+# its multiply-adds, of a channel of a block of columns that is packed or fetched, of a work item.
+BLOCK_COST, FETCH_COST, ITEM_COST = 8, 3, 500
 
 
 def _split(size: int, unit: int, most: int) -> set[int]:
@@ -328,38 +363,50 @@ def _split(size: int, unit: int, most: int) -> set[int]:
     return {rounded(-(-size // count), unit) for count in range(1, most + 1)}
 
 
+def _cost(rows: int, columns: int, channels: int, lanes: int, again: bool) -> int:
+    """Return what a product costs; again: whether the last columns can be taken again."""
+    full, rest = divmod(columns, VECTORS * lanes)
+    vectors = -(-rest // lanes)
+    if rest and not (columns >= vectors * lanes if again else rest % lanes == 0):
+        # Masks are slow.
+        vectors = 2 * VECTORS
+    row_blocks = -(-rows // ROWS) if rows >= ROWS else rows
+    each = (full * VECTORS + vectors) * channels + BLOCK_COST * (full + 1)
+    return row_blocks * each + FETCH_COST * channels * -(-columns // (VECTORS * lanes)) + ITEM_COST
+
+
 @lru_cache(maxsize=1024)
 def choose(plan: PointwisePlan, threads: int) -> Tile:
     """Return the tile for a plan: the one whose items take the threads least time, by a model.
 
-    A thread takes ``ROWS`` rows by a vector at a time; to be late, and to end before the others,
-    costs about a fourth of an item.
+    To be late, and to end before the others, costs a thread about a third of an item.
     """
-    wide = np.dtype(plan.compute).itemsize
     lanes = blocks.lanes_of(plan.compute)
     block = VECTORS * lanes
     if plan.batch * plan.pixels * plan.channels * plan.outputs < 2 * cpu_tiles.ALONE:
         threads = 1
     planar = plan.layout == "NCHW"
     images, whole = (plan.batch, plan.pixels) if planar else (1, plan.batch * plan.pixels)
+    unit, least = (block, ROWS) if planar else (ROWS, block)
     # Of NHWC a tile's pixels stay in L2 while the outputs go by; of NCHW what is converted does.
     kept = not planar or plan.storage != plan.compute
-    unit, least = (block, ROWS) if planar else (ROWS, block)
-    most = max(cpu_tiles.L2_BYTES // 2 // (plan.channels * wide) // unit, 1) * unit
+    most = cpu_tiles.L2_BYTES // 2 // (plan.channels * np.dtype(plan.compute).itemsize)
+    most = max(most // unit, 1) * unit
     found = []
     for size in _split(whole, unit, 16 * threads):
-        pixels = min(size, most) if kept else size
+        pixels = min(size, most, whole) if kept else min(size, whole)
         for share in _split(plan.outputs, least, 4 * threads):
-            items = images * -(-whole // pixels) * -(-plan.outputs // share)
-            n, outputs = min(pixels, whole), min(share, plan.outputs)
-            rows, columns = (outputs, n) if planar else (n, outputs)
-            row_blocks, vectors = -(-rows // ROWS), -(-columns // lanes)
-            cost = row_blocks * (vectors * plan.channels + BLOCK_COST * -(-columns // block))
-            cost += ITEM_COST
-            # Fewer rows than a block has are taken one by one.
-            rest = (plan.outputs if planar else whole) % (share if planar else pixels)
-            single = rest * vectors * plan.channels if rest < ROWS else 0
-            found.append((-(-items // threads) * cost + cost // 4 + single, -share, pixels))
+            share = min(share, plan.outputs)
+            total = 0
+            for tiles, n in ((whole // pixels, pixels), (1, whole % pixels)):
+                for shares, outputs in ((plan.outputs // share, share), (1, plan.outputs % share)):
+                    if n and outputs:
+                        rows, columns = (outputs, n) if planar else (n, outputs)
+                        cost = _cost(rows, columns, plan.channels, lanes, planar)
+                        total += images * tiles * shares * cost
+            rows, columns = (share, pixels) if planar else (pixels, share)
+            late = _cost(rows, columns, plan.channels, lanes, planar) if threads > 1 else 0
+            found.append((total // threads + late // 3, -share, pixels))
     _, share, pixels = min(found)
     return Tile(pixels, -share, threads)
 
@@ -378,19 +425,20 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     # An odd number of lines between rows.
     line = (-(-tile.pixels * wide // 64) | 1) * 64
     between = pitch or (line if packs else plan.pixels * wide)
-    geometry = np.zeros((2, 6), np.int64)
+    columns = block * max(1, min(PACKED // block, PACKED_BYTES // (block * row)))
+    geometry = np.zeros((2, GEOMETRY_SIZE), np.int64)
     geometry[0] = (
         row, wide, between if planar else block * wide,
-        (plan.pixels if planar else plan.outputs) * wide, plan.channels, address(bounds),
+        (plan.pixels if planar else plan.outputs) * wide, plan.channels, address(bounds), columns,
     )  # fmt: skip
     geometry[1] = geometry[0]
     geometry[1, C_ROW] = line if planar else block * wide
     tiles, shares = -(-whole // tile.pixels), -(-plan.outputs // tile.share)
     # The parts of the scratch memory: what is to be finished, a packed block, converted pixels.
     result = ROUND * int(geometry[1, C_ROW]) if finishing else 0
-    sliver = plan.channels * block * wide if planar else 0
+    packed = columns * row if planar else 0
     panel = (plan.channels * line if planar else tile.pixels * row) if packs else 0
-    starts = np.cumsum([rounded(part, 64) for part in (result, sliver, panel)])
+    starts = np.cumsum([rounded(part, 64) for part in (result, packed, panel)])
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PER_CALL:] = (
         plan.channels, plan.outputs, whole, simd.itemsize(plan.storage), wide, narrow, tile.pixels,
