@@ -155,6 +155,10 @@ def least_rows(plan: DepthwisePlan) -> int:
         and (x.stride == 1 or x.dilation == y.dilation == 1)
     ):
         return 0
+    # Memory gives whole rows, which packing reads, faster than the columns of many.
+    size = plan.batch * plan.channels * y.size * x.size * np.dtype(plan.compute).itemsize
+    if x.stride > 1 and size > cpu_tiles.CACHED:
+        return 0
     # Outputs of a narrow row are written over by those of the next.
     if x.out < lanes and (y.dilation > 1 or x.out < lanes // 2):
         return 0
