@@ -209,7 +209,7 @@ def pack_band(p: Array, base: int, first: int, rows: int, to: int) -> None:
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def windowed(p: Array, rows: int) -> bool:
     """Whether a band of output rows is filtered from the image as it is."""
-    return p[WINDOWS] != 0 and rows >= p[LEAST]
+    return bool(p[WINDOWS] != 0 and rows >= p[LEAST])
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
