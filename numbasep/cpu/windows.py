@@ -148,7 +148,7 @@ def settled(e: Emitter, sums: list[Any], address: Any) -> tuple[list[Any], Any]:
 
     It would take one row's sum after the other, and keep all taps: of which registers hold few.
     """
-    if not binding.get_process_triple().startswith(("x86_64", "i686")):
+    if not binding.get_process_triple().startswith("x86_64"):
         return sums, address
     values = [*(one for (one,) in sums), address]
     kinds = [value.type for value in values]
