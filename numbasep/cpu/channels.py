@@ -27,9 +27,9 @@ split_edge = blocks.make_split(masked=True)
     GROUP, GROUPS, BAND, BANDS, PITCH, PHASE, PADS, PAD_COUNT, ZEROS, PACK, FILTER, FINISH,
     DENSE, COLUMN, DIRECT, LOW, HIGH, EXTENT, LENGTH, ROWS_AT, SUMS_AT, RESULT_AT, TABLE_AT,
     TAPS_AT, PLANAR, SHARED, PACK_PLANE, APART, SPAN, POINTED, POINTS,
-    ARRANGE,
-) = range(55)  # fmt: skip
-NUMBERS = 55
+    ARRANGE, WINDOW, WINDOWS, LEAST,
+) = range(58)  # fmt: skip
+NUMBERS = 58
 PER_CALL = 5
 
 ACTIVATED = {"silu": blocks.SILU, "hardswish": blocks.HARDSWISH, "gelu": blocks.GELU}

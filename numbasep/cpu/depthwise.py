@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, blocks, compiled, pixels, planes, pool, simd
+from numbasep.cpu import atomics, blocks, compiled, pixels, planes, pool, simd, windows
 from numbasep.cpu.channels import (
     ACTIVATED,
     BAND,
@@ -68,7 +68,8 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         first = group * p[GROUP]
         if p[PLANAR]:
             plane = p[OH] * p[OW] * p[NARROW]
-            planes.clear_band(p, scratch, rows)
+            if not planes.windowed(p, rows):
+                planes.clear_band(p, scratch, rows)
             for c in range(first, min(first + p[GROUP], p[C])):
                 base = p[IMAGE] + (n * p[C] + c) * size
                 out = p[OUT] + (n * filters + c * p[M]) * plane + y0 * p[OW] * p[NARROW]
@@ -142,6 +143,29 @@ def row_bytes(plan: DepthwisePlan, group: int) -> tuple[int, int]:
     return rounded(plan.x.stride * phase + 4 * simd.VECTOR), phase
 
 
+def least_rows(plan: DepthwisePlan) -> int:
+    """Return from how many rows on a band of planes is read where it is; 0 for none."""
+    x, y, lanes = plan.x, plan.y, blocks.lanes_of(plan.compute)
+    if not (
+        plan.layout == "NCHW"
+        and plan.storage == plan.compute
+        and plan.boundary == boundaries.FILL
+        and specialised(plan)
+        and x.stride == y.stride
+        and (x.stride == 1 or x.dilation == y.dilation == 1)
+    ):
+        return 0
+    # Memory gives whole rows, which packing reads, faster than the columns of many.
+    size = plan.batch * plan.channels * y.size * x.size * np.dtype(plan.compute).itemsize
+    if x.stride > 1 and size > cpu_tiles.CACHED:
+        return 0
+    # Outputs of a narrow row are written over by those of the next.
+    if x.out < lanes and (y.dilation > 1 or x.out < lanes // 2):
+        return 0
+    left = x.out % (windows.VECTORS * lanes)
+    return y.dilation * (windows.TALL if 0 < left <= lanes else windows.ROWS)
+
+
 def in_place(plan: DepthwisePlan) -> bool:
     """Whether the blocks read pixels where they are in the image."""
     return plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
@@ -185,7 +209,7 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
     return Tile(max(1, min(rows, max(share, planes.ROWS), plan.y.out)), group, threads)
 
 
-def _specialised(plan: DepthwisePlan) -> int:
+def specialised(plan: DepthwisePlan) -> int:
     """Return the number of the blocks for this kernel; 0 for those of any kernel."""
     kh, kw = plan.y.taps, plan.x.taps
     if plan.rank or kh != kw or kh not in (3, 5, 7) or plan.compute == "float64":
@@ -212,11 +236,11 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     x, y = plan.x, plan.y
     group, pitch, filters = tile.group, 0, plan.filters
     pitch, phase = row_bytes(plan, group)
-    number = _specialised(plan)
+    number, least = specialised(plan), least_rows(plan)
     axis = y if planar else x
     # Outputs this many apart need the same image rows (NHWC: pixels).
     apart = axis.dilation // axis.stride if axis.dilation % axis.stride == 0 and number else 1
-    shared = apart if planar and number else 0
+    shared = apart if planar and number and not least else 0
     if planar and not plan.rank and y.taps >= planes.ROWS and y.dilation % y.stride == 0:
         shared = y.dilation // y.stride
     finishing = plan.output != plan.compute or plan.activation in ACTIVATED
@@ -282,7 +306,15 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
             m = boundaries.map_index(q - left, x.size, plan.boundary)
             pads.append((place(q), -1 if m < 0 else place(left + m)))
     pad_table = np.array(pads or [(0, 0)], np.int64)
-    zeros = np.zeros(max(x.size * plan.channels if direct else 0, filters, 64), plan.compute)
+    row_of_zeros = x.size * plan.channels if direct else x.size + 64 if least else 0
+    zeros = np.zeros(max(row_of_zeros, filters, 64), plan.compute)
+    window = np.array(
+        [
+            x.size * wide, y.size, x.size, y.origin, x.origin, y.dilation, x.dilation, x.out,
+            y.stride, address(zeros), address(bounds[0]),
+        ],
+        np.int64,
+    )  # fmt: skip
     bands = -(-y.out // tile.band)
     tap_count = terms * (y.taps + x.taps) if terms else y.taps * x.taps
     needed = (tile.band - 1) * y.stride + y.extent
@@ -296,7 +328,9 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     starts = np.cumsum([0, *map(rounded, sizes)]).tolist()
     units = plan.channels if planar else filters
     groups = -(-units // group)
-    compiled = (planes.planes_of if planar else pixels.pixels_of)(plan.compute, number)
+    # A band of few rows is rare where others are read in place.
+    general = 0 if least else number
+    compiled = (planes.planes_of if planar else pixels.pixels_of)(plan.compute, general)
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PER_CALL:] = (
         plan.channels, plan.multiplier, y.size, x.size, y.out, x.out, simd.itemsize(plan.storage),
@@ -314,13 +348,16 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         pixels.pointed_of(plan.compute, number).address if direct else 0,
         address(geometry[3]),
         0 if planar else pixels.arranger(plan.compute).address,
+        address(window),
+        windows.windows_of(plan.compute, number).address if least else 0,
+        least,
     )  # fmt: skip
     return Prepared(
         numbers,
         plan.batch * groups * bands,
         starts[-1] + 4 * simd.VECTOR,
         tile.threads,
-        (bounds, offsets, geometry, pad_table, zeros),
+        (bounds, offsets, geometry, pad_table, zeros, window),
     )
 
 
@@ -347,6 +384,8 @@ def run_depthwise(
     made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
     columns, rows = factors_of(plan, weight)
     numbers = made.numbers.copy()
-    numbers[:PER_CALL] = [address(a) for a in (image, out, columns, rows, bias)]
+    first = address(columns)
+    second = address(rows) if plan.rank else first
+    numbers[:PER_CALL] = address(image), address(out), first, second, address(bias)
     owners = image, out, columns, rows, bias, made
     pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)

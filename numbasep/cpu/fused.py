@@ -66,7 +66,8 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         count = rows * columns
         image = p[channels.IMAGE] + n * p[channels.C] * size
         if p[channels.PLANAR]:
-            planes.clear_band(p, scratch, rows)
+            if not planes.windowed(p, rows):
+                planes.clear_band(p, scratch, rows)
             for c in range(p[channels.C]):
                 to = panel + c * p[channels.M] * pitch
                 planes.plane_band(

@@ -1,8 +1,9 @@
 """Depthwise correlation of planes (NCHW) on the CPU.
 
-A thread packs the image rows that a band of output rows needs, converted, padded and, for a stride,
-sorted by the remainder of their column, into memory that stays in L1; blocks of rows by vectors are
-then filtered there without a branch:
+Where it can, ``windows`` filters them from the image as it is. Else a thread packs the image rows
+that a band of output rows needs, converted, padded and, for a stride, sorted by the remainder of
+their column, into memory that stays in L1; blocks of rows by vectors are then filtered there
+without a branch:
 
     image rows ----> packed rows |0 ........... 0|   ----> 4 rows x 2 vectors of the result
                                  |0 ........... 0|
@@ -31,6 +32,7 @@ from numbasep.cpu.channels import (
     FILTER,
     KH,
     KW,
+    LEAST,
     OX,
     OY,
     PACK,
@@ -49,6 +51,8 @@ from numbasep.cpu.channels import (
     TAPS,
     TERMS,
     WIDE,
+    WINDOW,
+    WINDOWS,
     ZEROS,
     H,
     M,
@@ -203,6 +207,12 @@ def pack_band(p: Array, base: int, first: int, rows: int, to: int) -> None:
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def windowed(p: Array, rows: int) -> bool:
+    """Whether a band of output rows is filtered from the image as it is."""
+    return bool(p[WINDOWS] != 0 and rows >= p[LEAST])
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def clear_band(p: Array, scratch: int, rows: int) -> None:
     """Write zeros where ``pack_band`` leaves what is outside the image."""
     if p[BOUNDARY] == boundaries.FILL:
@@ -216,6 +226,14 @@ def plane_band(
 ) -> None:
     """All filters of a channel on a band of output rows, in the compute dtype."""
     wide, kh, kw, terms = p[WIDE], p[KH], p[KW], p[TERMS]
+    if windowed(p, rows):
+        for m in range(p[M]):
+            f = c * p[M] + m
+            atomics.call9(
+                p[WINDOWS], p[WINDOW], base, p[TAPS] + f * kh * kw * wide, p[BIAS] + f * wide,
+                dst + m * plane, pitch, y0, rows, 0,
+            )  # fmt: skip
+        return
     packed, sums = scratch + p[ROWS_AT], scratch + p[SUMS_AT]
     needed = (rows - 1) * p[SY] + (kh - 1) * p[DY] + 1
     pack_band(p, base, y0 * p[SY] + p[OY], needed, packed)

@@ -26,6 +26,8 @@ def noise(*shape: int) -> Array:
     ("size", "k", "stride", "storage"),
     [
         ((7, 7), 3, 1, "float32"),
+        ((15, 6), 3, 1, "float32"),
+        ((14, 30), 3, 2, "float32"),
         ((33, 50), 5, 2, "float32"),
         ((40, 70), 7, 1, "float16"),
         ((21, 19), 4, 3, "float32"),
