@@ -17,7 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, compiled, depthwise_gradient, pointwise, pool, simd
-from numbasep.cpu.depthwise import Prepared, bounds_of
+from numbasep.cpu.channels import Prepared, bounds_of
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
@@ -45,9 +45,10 @@ def work(numbers: int, taken: int, items: int) -> None:
             break
         share, part = item % q[SHARES], item // q[SHARES]
         first, start = share * SHARE, atomics.peek(q[STARTS] + 8 * part)
-        atomics.call7(
-            q[MIX], q[GEOMETRY] + 48 * part, q[GRAD] + (start * q[COUT] + first) * wide,
-            q[IMAGE] + start * q[C] * wide,
+        atomics.call8(
+            q[MIX], q[GEOMETRY] + 8 * pointwise.GEOMETRY_SIZE * part,
+            q[GRAD] + (start * q[COUT] + first) * wide,
+            q[IMAGE] + start * q[C] * wide, pointwise.LOOSE,
             q[SUMS] + (part * q[COUT] + first) * q[C] * wide, q[ZEROS],
             min(SHARE, q[COUT] - first), q[C],
         )  # fmt: skip
@@ -74,9 +75,9 @@ def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
     slices = planner.slices(-(-pixels // LEAST), shares)
     starts = np.arange(slices + 1, dtype=np.int64) * pixels // slices
     bounds = bounds_of(plan.compute, "none")
-    geometry = np.zeros((slices, 6), np.int64)
+    geometry = np.zeros((slices, pointwise.GEOMETRY_SIZE), np.int64)
     row, outputs = plan.channels * wide, plan.outputs * wide
-    geometry[:] = wide, outputs, row, row, 0, address(bounds)
+    geometry[:] = wide, outputs, row, row, 0, address(bounds), 0
     geometry[:, pointwise.COUNT] = np.diff(starts)
     zeros = np.zeros(plan.channels, plan.compute)
     numbers = np.zeros(WIDE + 1, np.int64)
