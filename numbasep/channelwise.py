@@ -75,6 +75,8 @@ def depthwise_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        As for ``separable_conv2d``.
 
     Notes
     -----
@@ -186,6 +188,8 @@ def pointwise_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        As for ``separable_conv2d``.
 
     Notes
     -----
@@ -302,6 +306,8 @@ def depthwise_separable_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        As for ``separable_conv2d``.
     """
     if lazy.is_dask(x):
         return lazy.depthwise_separable_conv2d(

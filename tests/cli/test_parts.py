@@ -58,7 +58,8 @@ def test_large_tiffs_are_filtered_in_parts_unasked(
     tifffile.imwrite(source, image, compression="zlib", rowsperstrip=16)
     assert run("filter", source, tmp_path / "small.tif", "-k", KERNEL) == 0
     assert "blocks" not in capsys.readouterr().out
-    assert not tifffile.TiffFile(tmp_path / "small.tif").is_bigtiff
+    with tifffile.TiffFile(tmp_path / "small.tif") as file:
+        assert not file.is_bigtiff
     with monkeypatch.context() as patch:
         patch.setattr(large, "MAX_PIXELS", image.size - 1)
         assert run("filter", source, tmp_path / "large.tif", "-k", KERNEL) == 0
@@ -118,7 +119,7 @@ def test_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("YYXX", "its axes are YYXX; say which"),
     ):
         assert said in refused(capsys, tmp_path, *arguments, "--axes", wrong)
-    assert run("filter", *arguments, "--axes", "ycxs") == 0
+    assert run("filter", *arguments, "--axes", "ycxs", "--quiet") == 0
     found = zarr.open_array(tmp_path / "b.zarr", mode="r")
     np.testing.assert_array_equal(found[:], at_once(image, (0, 2)))
     assert found.chunks == (16, 2, 16, 2)
@@ -189,7 +190,7 @@ def test_damaged_tiffs_in_parts(
     tifffile.imwrite(source, pixels(200, 300), compression=compression, rowsperstrip=20)
     data = source.read_bytes()
     command = source, tmp_path / target, "-k", KERNEL, "--chunked"
-    for end in (0, 4, 9, len(data) // 2, len(data) - 1):
+    for end in (4, 9, len(data) // 2, len(data) - 1):
         source.write_bytes(data[:end])
         assert "a.tif: " in refused(capsys, tmp_path, *command)
     if compression is not None:
