@@ -25,6 +25,9 @@ LARGE = 4096
 # Names of further arrays of a call, and where they are.
 Others = tuple[tuple[str, Device], ...]
 
+# Launches a plan: takes the plan, an image, a result, and what else the backend's functions take.
+Work = Callable[[Any, Any, Any, dict[str, Any]], None]
+
 # Axes of an NCHW image as NHWC, and back; of three dimensions too.
 LAST = {4: (0, 2, 3, 1), 3: (1, 2, 0)}
 
@@ -69,6 +72,27 @@ class Call:
 
     def module(self, name: str) -> Any:
         return _module(self.backend, name)
+
+    def image(self) -> Any:
+        """Return ``x`` as the kernels take it, four dimensions."""
+        raise NotImplementedError
+
+    def place(self, channels: int, size: tuple[int, ...], dtype: str) -> Any:
+        """Return the array that the kernels write; ``out`` itself where it can be."""
+        raise NotImplementedError
+
+    def finish(self) -> Any:
+        """Return the result as the caller's kind of array."""
+        raise NotImplementedError
+
+    def compute(
+        self, plan: Any, channels: int, size: tuple[int, ...], dtype: str, work: Work
+    ) -> Any:
+        """Return the result of images: ``work`` writes that of ``plan``, or of parts of it."""
+        result = self.place(channels, size, dtype)
+        if result.size:
+            work(plan, self.image(), result, self.more)
+        return self.finish()
 
 
 @cache
@@ -157,6 +181,30 @@ class HostCall(Call):
         usable = place.flags.c_contiguous and place.flags.aligned and place.dtype.isnative
         return place if usable and not np.may_share_memory(self.x, place) else None
 
+    def compute(
+        self, plan: Any, channels: int, size: tuple[int, ...], dtype: str, work: Work
+    ) -> Any:
+        """Through a device in bands where the images are large."""
+        if self.backend == "cpu":
+            return super().compute(plan, channels, size, dtype, work)
+        from numbasep.cuda import bands, transfers
+        from numbasep.plan import bands as bands_planner
+
+        def launcher(part: Any, image: Any, out: Any, stream: Any) -> None:
+            work(part, image, out, {"stream": stream})
+
+        self.result = one = self._place(channels, size, dtype)
+        if one.size:
+            whole = bands_planner.whole(plan, self.spatial[0])
+            large = bands_planner.large(whole)
+            x = self.x
+            if not large:
+                x = np.require(x, x.dtype.newbyteorder("="), ("C", "A"))
+            images, outs = (a if self.batched else a[None] for a in (x, one))
+            chosen = bands_planner.choose(whole, transfers.free()) if large else None
+            bands.run(whole, images, outs, launcher, self.stream, chosen)
+        return self._given(one)
+
     def place_whole(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Return the array that the kernels write where the result is no image."""
         self.whole = True
@@ -182,6 +230,10 @@ class HostCall(Call):
             _module("cuda", "launch").to_host(
                 self.written, one if self.batched or self.whole else one[None], self.stream
             )
+        return self._given(one)
+
+    def _given(self, one: Array) -> Any:
+        """Return a result in host memory as the caller's kind of array."""
         if self.turned and not self.whole:
             one = np.moveaxis(one, -1, -3)
         if self.out is None:

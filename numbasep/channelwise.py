@@ -75,6 +75,8 @@ def depthwise_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        As for ``separable_conv2d``.
 
     Notes
     -----
@@ -126,12 +128,13 @@ def plan_depthwise(
 
 def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     plan, taps, bias = plan_depthwise(call, *arguments)
-    result = call.place(plan.filters, (plan.y.out, plan.x.out), plan.output)
-    if result.size:
+
+    def work(part: DepthwisePlan, image: Any, result: Any, more: dict[str, Any]) -> None:
         call.module("depthwise").run_depthwise(
-            plan, call.image(), taps.of(plan.compute), bias, result, **call.more
+            part, image, taps.of(plan.compute), bias, result, **more
         )
-    return call.finish()
+
+    return call.compute(plan, plan.filters, (plan.y.out, plan.x.out), plan.output, work)
 
 
 def _depthwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
@@ -185,6 +188,8 @@ def pointwise_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        As for ``separable_conv2d``.
 
     Notes
     -----
@@ -223,17 +228,18 @@ def plan_pointwise(
 
 def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     plan, matrix, bias = plan_pointwise(call, *arguments)
-    result = call.place(plan.outputs, call.spatial, plan.output)
-    if result.size:
+
+    def work(part: PointwisePlan, image: Any, result: Any, more: dict[str, Any]) -> None:
         call.module("pointwise").run_pointwise(
-            plan,
-            _joined(call.image(), plan.layout),
+            part,
+            _joined(image, plan.layout),
             _cast(matrix, plan.compute),
             bias,
             _joined(result, plan.layout),
-            **call.more,
+            **more,
         )
-    return call.finish()
+
+    return call.compute(plan, plan.outputs, call.spatial, plan.output, work)
 
 
 def _pointwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
@@ -300,6 +306,8 @@ def depthwise_separable_conv2d(
     ------
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
+    MemoryError
+        As for ``separable_conv2d``.
     """
     if lazy.is_dask(x):
         return lazy.depthwise_separable_conv2d(
@@ -409,12 +417,14 @@ def plan_separable(
 def _separable(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     both = plan_separable(call, *arguments)
     first, second = both.first, both.second
-    result = call.place(second.outputs, (first.y.out, first.x.out), second.output)
-    if result.size:
-        plan = planner.separable(first, second, both.fuse, call.backend)
-        matrix = _cast(both.matrix, second.compute)
-        _run_separable(call, plan, both.taps, matrix, both.biases, result)
-    return call.finish()
+    matrix = _cast(both.matrix, second.compute)
+
+    def work(part: FusedPlan, image: Any, result: Any, more: dict[str, Any]) -> None:
+        _run_separable(call, part, both.taps, matrix, both.biases, image, result, more)
+
+    plan = planner.separable(first, second, both.fuse, call.backend)
+    size = first.y.out, first.x.out
+    return call.compute(plan, second.outputs, size, second.output, work)
 
 
 def _planned(make: Any, *seen: Any, **options: Any) -> Any:
@@ -441,10 +451,11 @@ def _run_separable(
     taps: Taps,
     matrix: Array,
     biases: tuple[Array, Array],
+    image: Any,
     result: Any,
+    more: dict[str, Any],
 ) -> None:
     first = plan.depthwise
-    image = call.image()
     filters = taps.of(first.compute)
     if call.backend == "cuda":
         call.module("fused").run_fused(
@@ -455,7 +466,7 @@ def _run_separable(
             matrix,
             biases[1],
             _joined(result, first.layout),
-            **call.more,
+            **more,
         )
         return
     _on_cpu(call, plan, image, filters, matrix, biases, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -84,13 +83,8 @@ def _separable(x: Any, kernel: Any, **options: Any) -> Explanation:
         notes.append("the result is computed apart, then copied into out: its layout is another")
     if problem.direct:
         notes.append("direct: the kernel's factors would take more multiply-adds than the kernel")
-    if call.backend == "cuda" and not isinstance(image, Device) and bands.large(problem):
-        chosen = bands.choose(problem, math.inf)
-        count = -(-problem.planes // chosen.planes) * -(-problem.y.out // chosen.rows)
-        notes.append(
-            f"x goes through the device in {count:,} bands of {chosen}; "
-            "smaller ones where memory is short"
-        )
+    if call.backend == "cuda" and not isinstance(image, Device):
+        notes += bands.notes(bands.whole(problem))
     variant, tile, height, width, why = _tile(problem, call.backend)
     kh, kw = call.taps.shape
     images = problem.planes * problem.channels

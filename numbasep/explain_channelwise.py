@@ -13,7 +13,7 @@ import numpy as np
 from numbasep import calls, channelwise, devices
 from numbasep.explanation import Explanation, Launch, Way, described
 from numbasep.factorise import SeparableKernel
-from numbasep.plan import bound, cuda_depthwise, cuda_fused, cuda_pointwise, traffic
+from numbasep.plan import bands, bound, cuda_depthwise, cuda_fused, cuda_pointwise, traffic
 from numbasep.plan import channelwise as planner
 from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan, FusedPlan, PointwisePlan
 from numbasep.views import Device
@@ -308,6 +308,13 @@ def _error(weight: Any) -> float:
     return max((one.error for one in kernels if isinstance(one, SeparableKernel)), default=0.0)
 
 
+def _bands(call: Call, plan: bands.Plan) -> list[str]:
+    """Return what is to be said of host arrays that go through a device."""
+    if call.backend == "cpu" or isinstance(call, calls.DeviceCall):
+        return []
+    return bands.notes(bands.whole(plan, call.spatial[0]))
+
+
 def depthwise(x: Any, *args: Any, **options: Any) -> Explanation:
     """Explain a call of ``depthwise_conv2d``."""
     call, given = _given(channelwise.depthwise_conv2d, x, args, options)
@@ -318,7 +325,7 @@ def depthwise(x: Any, *args: Any, **options: Any) -> Explanation:
     if 0 not in seen:
         launch, why = _depthwise_launch(plan, place, given["bias"] is not None)
         ways = (Way("one launch", True, (launch,), place.machine.name, why),)
-        notes.append(why)
+        notes += [why, *_bands(call, plan)]
     dense = prod(seen) * plan.y.taps * plan.x.taps
     return _explained(
         "depthwise_conv2d", place, plan.output, seen, ways, dense, taps.rank,
@@ -336,7 +343,7 @@ def pointwise(x: Any, *args: Any, **options: Any) -> Explanation:
     if 0 not in seen:
         launch, why = _pointwise_launch(plan, place, given["bias"] is not None)
         ways = (Way("one launch", True, (launch,), place.machine.name, why),)
-        notes.append(why)
+        notes += [why, *_bands(call, plan)]
     dense = prod(seen) * plan.channels
     return _explained("pointwise_conv2d", place, plan.output, seen, ways, dense, 0, 0.0, notes)
 
@@ -352,7 +359,8 @@ def separable(x: Any, *args: Any, **options: Any) -> Explanation:
     ways: tuple[Way, ...] = ()
     if 0 not in seen:
         ways, reasons = _ways(both, place, biased)
-        notes += reasons
+        plan = planner.separable(first, second, both.fuse, place.backend)
+        notes += [*reasons, *_bands(call, plan)]
     dense = prod(seen) * first.channels * first.y.taps * first.x.taps
     return _explained(
         "depthwise_separable_conv2d", place, second.output, seen, ways, dense, both.taps.rank,

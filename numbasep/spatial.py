@@ -349,7 +349,7 @@ def run(call: Call, x: Array, out: Array | None, stream: Any) -> Array:
         result[...] = 0
     elif result.size:
         image = x.view(np.uint8) if x.dtype == np.bool_ else x
-        large = call.backend == "cuda" and bands_planner.large(problem)
+        large = call.backend == "cuda" and bands_planner.large(bands_planner.whole(problem))
         if spatial.layout.copied and not (large and x.dtype.isnative):
             image = views.contiguous(image, spatial.layout.order)
         if x.ndim == 2 and _stands(spatial, result) and spatial.dtype == problem.output:
@@ -409,8 +409,9 @@ def _through_device(
     def launcher(plan: SpatialPlan, image: Any, out: Any, stream: Any) -> None:
         _launch(plan, image, out, taps, stream)
 
-    chosen = bands_planner.choose(problem, transfers.free()) if large else None
-    bands.run(problem, images, outs, launcher, stream, chosen)
+    whole = bands_planner.whole(problem)
+    chosen = bands_planner.choose(whole, transfers.free()) if large else None
+    bands.run(whole, images, outs, launcher, stream, chosen)
 
 
 def _launch(

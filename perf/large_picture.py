@@ -2,7 +2,10 @@
 
     python -m perf.large_picture --out perf/results/NAME.jsonl
 
-Each contender runs in a process of its own, whose largest resident memory the kernel counts.
+Each contender runs in a process of its own, whose largest resident memory the kernel counts. What
+else the machine does shows in ``load``, the mean number of processes that ran in the minute before
+and in the one that ends with the run; ``off`` is the largest difference, in grey levels, from the
+result in float64, in windows at corners and in the middle: rounded once it is half a level.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,20 +62,44 @@ def create(path: Path, side: int) -> None:
             array[top : top + CHUNK, left : left + CHUNK] = (smooth + noise).astype(np.uint16)
 
 
+def off(source: Path, target: Path) -> float:
+    """Return the largest difference from the result in float64."""
+    import scipy.ndimage
+    import zarr
+
+    image, found = (zarr.open_array(path, mode="r") for path in (source, target))
+    side, most = image.shape[0], 0.0
+    for top, left in ((0, 0), (side // 2, side // 2), (side - 600, side - 600), (side - 600, 0)):
+        size = 600
+        # With a margin that keeps the part's own edges out of the window's reach.
+        low = [max(0, at - 50) for at in (top, left)]
+        high = [min(side, at + size + 50) for at in (top, left)]
+        part = image[low[0] : high[0], low[1] : high[1]].astype(np.float64)
+        exact = scipy.ndimage.gaussian_filter(part, 2.5, mode="mirror", truncate=4)
+        inner = tuple(slice(at - a, at - a + size) for at, a in zip((top, left), low, strict=True))
+        there = found[top : top + size, left : left + size].astype(np.float64)
+        most = max(most, float(np.abs(there - exact[inner]).max()))
+    return most
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=40_000)
     parser.add_argument("--contenders", nargs="*", default=["numbasep", "dask-image", "scipy"])
+    parser.add_argument("--folder", help="where the array is made, or found, and kept")
     parser.add_argument("--out", help="JSON lines are appended here")
     options = parser.parse_args()
     common = machine.host() | {"machine": "cpu", "case": "large_picture", "op": "large_picture"}
     with (
         open(options.out, "a") if options.out else nullcontext() as out,
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=options.folder) as folder,
     ):
-        source = Path(folder) / "source.zarr"
-        create(source, options.side)
+        source = Path(options.folder or folder) / f"source-{options.side}.zarr"
+        if not source.exists():
+            create(source, options.side)
+        # What is still to be written of it would be counted as the contender's.
+        os.sync()
         for name in options.contenders:
             target = Path(folder) / f"{name}.zarr"
             arguments = {
@@ -79,6 +107,7 @@ def main() -> int:
                 "dask-image": [DASK_IMAGE, str(source), str(target)],
                 "scipy": [SCIPY, str(source), str(target)],
             }[name]
+            before = os.getloadavg()[0]
             begin = time.perf_counter()
             process = subprocess.Popen([sys.executable, "-c", *arguments])
             status = os.wait4(process.pid, 0)
@@ -91,7 +120,10 @@ def main() -> int:
                 "seconds": {"p50": seconds},
                 "mpixels_per_second": options.side**2 / seconds / 1e6,
                 "peak_resident_mb": usage.ru_maxrss / 1e3,
+                "load": [before, os.getloadavg()[0]],
+                "off": off(source, target) if status[1] == 0 else None,
             }
+            shutil.rmtree(target, ignore_errors=True)
             print(row, flush=True)
             emit(out, common | row)
     return 0

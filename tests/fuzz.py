@@ -1,18 +1,23 @@
-"""Coverage-guided fuzzing of ``factorise`` and of what ``separable_conv2d`` does with arguments.
+"""Coverage-guided fuzzing: ``factorise``, the arguments of ``separable_conv2d``, picture files.
 
 Not part of the test suite: ``pip install atheris``, then, from the repository's root,
 
     python -m tests.fuzz factorise -max_total_time=600
     python -m tests.fuzz separable -max_total_time=600
+    python -m tests.fuzz images -max_total_time=600 -rss_limit_mb=1500
 
 An exception other than ValueError and TypeError, one whose message is not one line that names an
-argument, and a result that breaks its promise are findings. They are kept as tests in
-``tests/test_fuzz_findings.py``.
+argument, a result that breaks its promise, and for pictures an exception that does not name the
+file, a picture larger than allowed, and memory out of proportion are findings. They are kept as
+tests in ``tests/test_fuzz_findings.py``. Pictures start from those of the tests.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import atheris  # type: ignore[import-not-found]
@@ -22,6 +27,7 @@ with atheris.instrument_imports(
     include=[
         "numbasep.factorise", "numbasep.decompose", "numbasep.integer", "numbasep.remainder",
         "numbasep.taps", "numbasep.plan", "numbasep.spatial", "numbasep.arrays", "numbasep.views",
+        "numbasep.cli", "PIL", "tifffile",
     ],
     exclude=["numbasep.boundary", "numbasep.cpu"],
 ):  # fmt: skip
@@ -30,6 +36,11 @@ with atheris.instrument_imports(
 
     import numbasep
     from tests import oracle
+
+    if "images" in sys.argv[:2]:
+        for name in ("PIL.JpegImagePlugin", "PIL.MpoImagePlugin", "PIL.PngImagePlugin", "tifffile",
+                     "numbasep.cli.images", "numbasep.cli.tiff_segments"):  # fmt: skip
+            importlib.import_module(name)
 
 DTYPES: tuple[Any, ...] = (
     "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16", "g", "?",
@@ -151,7 +162,7 @@ def fuzz_factorise(data: bytes) -> None:
         refused(error)
         return
     tol = options.get("tol")
-    check_factors(kernel, factors, None if tol is None else float(tol))
+    check_factors(kernel, factors, None if tol is None else complex(tol).real)
     repr(factors)
 
 
@@ -228,7 +239,61 @@ def compare(x: Any, kernel: Any, options: dict[str, Any], result: Any) -> None:
     assert (result == expected).all()
 
 
-if __name__ == "__main__":
-    target = {"factorise": fuzz_factorise, "separable": fuzz_separable}[sys.argv.pop(1)]
+MOST_PIXELS = 1 << 16
+
+
+def seeds(folder: Path) -> None:
+    """Write the pictures of the tests, sound and refused ones."""
+    from tests.cli.test_image_refusals import REFUSED, SOUND
+
+    made = {name: make() for name, (make, _) in REFUSED.items()} | SOUND
+    for number, data in enumerate(made.values()):
+        if len(data) < 20_000:
+            (folder / f"seed-{number}").write_bytes(data)
+
+
+def image_fuzzer(folder: Path) -> Any:
+    from numbasep.cli import images
+
+    path = folder / "picture"
+
+    def fuzz_images(data: bytes) -> None:
+        path.write_bytes(data)
+        try:
+            picture = images.read(path, page=None, max_pixels=MOST_PIXELS)
+        except ValueError as error:
+            message = str(error)
+            assert message.startswith(f"{path}: "), message
+            assert len(message) > len(str(path)) + 10, message
+            return
+        height, width, channels = picture.colour.shape
+        assert 0 < height * width <= MOST_PIXELS
+        assert channels in (1, 3)
+        assert picture.alpha is None or picture.alpha.shape == (height, width, 1)
+        # What was read can be written, and is the same then.
+        kind = "TIFF" if picture.colour.dtype.name not in ("uint8", "uint16") else "PNG"
+        path.write_bytes(images.encoded(picture, kind))
+        again = images.read(path, page=None, max_pixels=MOST_PIXELS)
+        assert again.stored().tobytes() == picture.stored().tobytes()
+
+    return fuzz_images
+
+
+def main() -> None:
+    """Fuzz what the first argument names; the others are libFuzzer's."""
+    name = sys.argv.pop(1)
+    if name == "images":
+        with tempfile.TemporaryDirectory() as folder:
+            corpus = Path(folder) / "seeds"
+            corpus.mkdir()
+            seeds(corpus)
+            atheris.Setup([*sys.argv, str(corpus)], image_fuzzer(Path(folder)))
+            atheris.Fuzz()
+        return
+    target = {"factorise": fuzz_factorise, "separable": fuzz_separable}[name]
     atheris.Setup(sys.argv, target)
     atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

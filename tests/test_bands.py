@@ -41,16 +41,16 @@ def test_a_band_reads_what_the_whole_does(axis: Axis, boundary: int, data: st.Da
 )
 def test_bands_cover_the_result_and_fit(planes: int, y: Axis, free: int, band: int) -> None:
     plan = replace(PLAN, planes=planes, y=y)
-    chosen = bands.choose(plan, free, band)
+    chosen = bands.choose(bands.whole(plan), free, band)
     assert chosen.planes == 1 or chosen.rows == y.out
-    most = sum(bands.sizes(plan, chosen.planes, chosen.rows))
+    most = sum(bands.sizes(bands.whole(plan), chosen.planes, chosen.rows))
     assert 2 * most <= free or (chosen.planes, chosen.rows) == (1, 1)
     seen = []
-    for part in bands.cut(plan, chosen):
+    for part in bands.cut(bands.whole(plan), chosen):
         assert part.problem.planes == part.last - part.first
         assert part.problem.y.out == part.end - part.begin
         taken = part.problem.planes * part.problem.y.size * plan.x.size
-        sizes = bands.sizes(plan, chosen.planes, chosen.rows)
+        sizes = bands.sizes(bands.whole(plan), chosen.planes, chosen.rows)
         assert taken <= sizes[0]
         assert part.problem.planes * part.problem.y.out * plan.x.out * 4 <= sizes[1]
         seen += [(p, o) for p in range(part.first, part.last) for o in range(part.begin, part.end)]
@@ -62,8 +62,8 @@ def test_smaller_bands_end_at_one_row(planes: int, rows: int) -> None:
     plan = replace(PLAN, planes=planes, y=Axis(rows, rows, 1))
     found: Bands | None = None
     steps = [Bands(planes, rows)]
-    while (found := bands.smaller(plan, found)) is not None:
-        before, after = (one.slots * sum(bands.sizes(plan, one.planes, one.rows))
+    while (found := bands.smaller(bands.whole(plan), found)) is not None:
+        before, after = (one.slots * sum(bands.sizes(bands.whole(plan), one.planes, one.rows))
                          for one in (steps[-1], found))  # fmt: skip
         assert after < before
         steps.append(found)
@@ -74,14 +74,15 @@ def test_smaller_bands_end_at_one_row(planes: int, rows: int) -> None:
 def test_large_images_have_bands_of_some_16_mib() -> None:
     axis = Axis(40_000, 40_000, 31, origin=-15)
     plan = replace(PLAN, y=axis, x=axis, storage="uint16", output="float32")
-    assert bands.large(plan)
-    chosen = bands.choose(plan, 70e9)
-    assert 8 << 20 < sum(bands.sizes(plan, 1, chosen.rows)) < 96 << 20
+    assert bands.large(bands.whole(plan))
+    chosen = bands.choose(bands.whole(plan), 70e9)
+    assert 8 << 20 < sum(bands.sizes(bands.whole(plan), 1, chosen.rows)) < 96 << 20
     # The rows between bands are read twice: few of them.
     assert chosen.rows >= 7 * 30
-    less = bands.choose(plan, 30e6)
-    assert sum(bands.sizes(plan, 1, less.rows)) <= 15e6
+    less = bands.choose(bands.whole(plan), 30e6)
+    assert sum(bands.sizes(bands.whole(plan), 1, less.rows)) <= 15e6
 
 
 def test_small_images_are_not_cut() -> None:
-    assert not bands.large(replace(PLAN, y=Axis(2048, 2048, 3), x=Axis(2048, 2048, 3)))
+    small = replace(PLAN, y=Axis(2048, 2048, 3), x=Axis(2048, 2048, 3))
+    assert not bands.large(bands.whole(small))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import time
 from fractions import Fraction
+from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 
 from numbasep import depthwise_conv2d, factorise, separable_conv2d
+from numbasep.cli import lzw
+from tests.cli.picture_files import read, replaced, saved
 
 
 def test_factorise_ends() -> None:
@@ -40,6 +47,55 @@ def test_factorise_does_not_search_where_no_integer_factors_can_be_kept() -> Non
     assert factors.dtype == np.float64
     assert factors.error < 1e-13
     assert time.process_time() - begin < 5
+
+
+def lzw_of(codes: list[int], order: str = "big") -> bytes:
+    """Codes of 9 bits, as TIFF packs them: the highest bit first, or as before 1992 the lowest."""
+    if order == "big":
+        bits = "".join(f"{code:09b}" for code in codes)
+        return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    whole = sum(code << 9 * i for i, code in enumerate(codes))
+    return whole.to_bytes(-(-9 * len(codes) // 8), "little")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lzw_of([256, 300, 1, 257]),  # the first code of a table is a byte
+        lzw_of([256, 1, 260, 257]),  # 258 would be the one that is being made
+        lzw_of([256, 1, 258, 3, 262, 257]),
+        lzw_of([1, 2, 257]),  # never cleared
+        lzw_of([256, 317, 1, 257], "little"),  # ended the process
+        lzw_of([256, 1, 2, 257], "little"),
+        b"\x80",
+    ],
+)
+def test_lzw_codes_without_an_entry(data: bytes, tmp_path: Path) -> None:
+    """imagecodecs looked them up in memory that it had not written: a crash, or other pixels."""
+    assert not lzw.sound(data)
+    path = tmp_path / "a.tif"
+    path.write_bytes(replaced("lzw", data))
+    with pytest.raises(ValueError, match=r"a\.tif: the file is damaged or truncated: "):
+        read(path)
+
+
+@pytest.mark.parametrize("most", [1, 2, 40, 256])
+def test_sound_lzw_codes(most: int) -> None:
+    """Of tables that are never, once and often full, by two encoders; cut anywhere."""
+    rng = np.random.default_rng(0)
+    for size in (0, 1, 2, 255, 256, 1000, 20_000):
+        values = rng.integers(0, most, size).astype(np.uint8)
+        data = bytes(imagecodecs.lzw_encode(values.tobytes()))
+        assert lzw.sound(data)
+        assert all(lzw.sound(data[:end]) for end in range(2, len(data), 1 + len(data) // 40))
+    with io.BytesIO(
+        saved("TIFF", Image.fromarray(values.reshape(100, 200)), compression="tiff_lzw")
+    ) as file:
+        page = tifffile.TiffFile(file).pages[0]
+        parts = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        raw = file.getvalue()
+    assert parts
+    assert all(lzw.sound(raw[start : start + count]) for start, count in parts)
 
 
 @pytest.mark.parametrize("huge", [2**40, 2**70])

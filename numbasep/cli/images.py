@@ -318,7 +318,10 @@ def check_tiff_pixels(page: Any, tifffile: Any) -> None:
 
 def _tiff_pixels(page: Any, tifffile: Any) -> Array:
     """Return ``(H, W)`` or ``(H, W, C)``, alpha last; white is large."""
+    from numbasep.cli import tiff_segments
+
     check_tiff_pixels(page, tifffile)
+    tiff_segments.check(page)
     colours = tifffile.PHOTOMETRIC
     kind, samples = page.photometric, page.samplesperpixel
     pixels: Array = page.asarray()

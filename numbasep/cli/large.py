@@ -167,8 +167,15 @@ def _quiet_libraries() -> Iterator[None]:
     """Few chunks at a time, and no warnings about what is no harm."""
     import zarr
 
+    from numbasep.cli.zarr_chunks import PIPELINE
+
     # Two copies of so many chunks are all that decoding holds.
-    decoding = {"async.concurrency": bands.DECODED, "threading.max_workers": bands.DECODED}
+    decoding: dict[str, object] = {
+        "async.concurrency": bands.DECODED,
+        "threading.max_workers": bands.DECODED,
+    }
+    # The inner chunks of shards have codecs of their own, found when they are read.
+    decoding |= PIPELINE
     with zarr.config.set(decoding), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

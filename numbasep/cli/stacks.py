@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbasep.cli import tiff_segments
 from numbasep.cli.images import Refused, check_tiff_pixels
 
 Array = NDArray[Any]
@@ -130,9 +131,11 @@ def open_zarr(path: Path, axes: str | None, max_pixels: int | None) -> Stack:
     """
     import zarr
 
+    from numbasep.cli.zarr_chunks import PIPELINE
+
     if not path.exists():
         raise FileNotFoundError(2, "No such file or directory", str(path))
-    with damaged(path), warnings.catch_warnings():
+    with damaged(path), warnings.catch_warnings(), zarr.config.set(PIPELINE):
         warnings.simplefilter("ignore")
         try:
             found = zarr.open(path, mode="r")
@@ -400,6 +403,7 @@ class _Reshaped:
 def _check_pages(series: Any, tifffile: Any) -> None:
     first = series.keyframe
     check_tiff_pixels(first, tifffile)
+    tiff_segments.check(first)
     if first.imagedepth != 1:
         raise Refused("holds volumes; save planes")
     if int(first.photometric) not in (1, 2, 6) or first.extrasamples or first.bitspersample == 1:

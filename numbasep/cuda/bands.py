@@ -15,6 +15,7 @@ its result when the host has scattered that one's.
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,14 +30,13 @@ from numpy.typing import NDArray
 from numbasep.cuda import launch, transfers
 from numbasep.cuda.launch import View
 from numbasep.plan import bands as planner
-from numbasep.plan.bands import Band, Bands
-from numbasep.plan.geometry import SpatialPlan
+from numbasep.plan.bands import Band, Bands, Whole
 from numbasep.plan.layout import contiguous
 
 Array = NDArray[Any]
 
 # Launches a plan between an image and a result on the device, on a stream.
-Launcher = Callable[[SpatialPlan, Any, Any, Any], None]
+Launcher = Callable[[Any, Any, Any, Any], None]
 
 # Bytes of page-locked memory that a thread keeps for its next call on a device.
 KEPT = 128 << 20
@@ -101,7 +101,7 @@ class Slot:
 
 
 def run(
-    problem: SpatialPlan,
+    problem: Whole,
     images: Array,
     outs: Array,
     launcher: Launcher,
@@ -110,8 +110,9 @@ def run(
 ) -> None:
     """Compute host images on the device.
 
-    images: (..., planes, H, W, C) and outs: (..., planes, OH, OW, C) of ``problem``'s dtypes and of
-        any strides; they do not overlap. The planes are ``problem``'s.
+    images: (..., planes, H, W, C) and outs: (..., planes, OH, OW, C), or with C before H and OH as
+        ``problem`` says, of its dtypes and of any strides; they do not overlap. The planes are
+        ``problem``'s.
     launcher: called with a plan, an image and a result on the device, and a stream.
     bands: None for the whole at once. Smaller ones are tried where the device's memory runs out.
     """
@@ -130,38 +131,43 @@ def run(
             least = planner.smaller(problem, bands)
             if least is None:
                 raise MemoryError(
-                    f"x: an image of {problem.y.size} x {problem.x.size} and its result need "
-                    f"{sum(planner.sizes(problem, 1, 1)):,} bytes on the device for one row of the "
+                    f"x: an image of {problem.y.size} x {problem.columns} and its result need "
+                    f"{planner.needed(problem, 1, 1):,} bytes on the device for one row of the "
                     f"result, and {transfers.free():,} are free; free some, or pass backend='cpu'"
                 ) from error
             refused, bands = refused or asked or Bands(problem.planes, problem.y.out), least
     if refused is not None:
         assert bands is not None
         size, fits = (
-            one.slots * sum(planner.sizes(problem, one.planes, one.rows))
-            for one in (refused, bands)
+            one.slots * planner.needed(problem, one.planes, one.rows) for one in (refused, bands)
         )
         warnings.warn(
             f"x: the device had no memory for {size:,} bytes, {refused} of the result at a time; "
             f"it was computed {bands} at a time, {fits:,} bytes, with the same result",
             RuntimeWarning,
-            stacklevel=6,
+            stacklevel=_depth(),
         )
 
 
-def _whole(
-    problem: SpatialPlan, images: Array, outs: Array, launcher: Launcher, stream: Any
-) -> None:
+def _depth() -> int:
+    """Return how many frames above the one that called this our caller's caller outside is."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("numbasep."):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+def _whole(problem: Whole, images: Array, outs: Array, launcher: Launcher, stream: Any) -> None:
     for index in np.ndindex(images.shape[:-4]):
         out = outs[index]
         source = launch.to_device(np.ascontiguousarray(images[index]), stream)
         target = launch.empty(out.shape, out.dtype, stream)
-        launcher(problem, source, target, stream)
+        launcher(problem.plan, source, target, stream)
         launch.to_host(target, out, stream)
 
 
 def _banded(
-    problem: SpatialPlan,
+    problem: Whole,
     images: Array,
     outs: Array,
     launcher: Launcher,
@@ -183,16 +189,16 @@ def _banded(
         for number, (index, band) in enumerate(_jobs(problem, images, bands)):
             slot = slots[number % len(slots)]
             transfers.synchronize(slot.uploaded)
-            taken = _gather(images[index], band, slot.pinned[0])
+            taken = _gather(images[index], problem.axis, band, slot.pinned[0])
             transfers.wait(copying_in, slot.computed)
             transfers.to_device(slot.device[0], slot.pinned[0][:taken], copying_in)
             transfers.record(slot.uploaded, copying_in)
             transfers.wait(computing, slot.uploaded)
             transfers.wait(computing, slot.downloaded)
-            source, target = _views(band, images, outs, slot)
+            source, target = _views(problem.axis, band, images, outs, slot)
             transfers.start(computing, partial(launcher, band.problem, source, target))
             transfers.record(slot.computed, computing)
-            _scatter(outs, slot)
+            _scatter(outs, problem.axis, slot)
             transfers.wait(copying_out, slot.computed)
             made = prod(target.shape) * target.itemsize
             transfers.to_host(slot.pinned[1][:made], slot.device[1], copying_out)
@@ -200,7 +206,7 @@ def _banded(
             slot.job = index, band
         # The older one first.
         for behind in range(1, len(slots) + 1):
-            _scatter(outs, slots[(number + behind) % len(slots)])
+            _scatter(outs, problem.axis, slots[(number + behind) % len(slots)])
     finally:
         # Whatever happened, nothing reads or writes memory that is let go.
         for one in (copying_in, computing, copying_out):
@@ -210,35 +216,41 @@ def _banded(
             slot.release()
 
 
-def _jobs(
-    problem: SpatialPlan, images: Array, bands: Bands
-) -> Iterator[tuple[tuple[int, ...], Band]]:
+def _jobs(problem: Whole, images: Array, bands: Bands) -> Iterator[tuple[tuple[int, ...], Band]]:
     for index in np.ndindex(images.shape[:-4]):
         for band in planner.cut(problem, bands):
             yield index, band
 
 
-def _gather(image: Array, band: Band, pinned: Array) -> int:
+def _gather(image: Array, axis: int, band: Band, pinned: Array) -> int:
     """Put a band's image rows into page-locked memory; return their bytes."""
     planes = image[band.first : band.last]
-    shape = (len(planes), band.problem.y.size, *image.shape[2:])
-    staged = _staged(pinned, shape, image.dtype)
+    staged = _staged(pinned, _shape(planes, axis, band.y.size), image.dtype)
     filled = 0
     for piece in band.pieces:
         stop = piece.stop if piece.stop >= 0 else None
-        rows = planes[:, piece.start : stop : piece.step]
-        np.copyto(staged[:, filled : filled + len(piece)], rows)
+        rows = _rows(planes, axis, slice(piece.start, stop, piece.step))
+        np.copyto(_rows(staged, axis, slice(filled, filled + len(piece))), rows)
         filled += len(piece)
     return staged.nbytes
 
 
-def _scatter(outs: Array, slot: Slot) -> None:
+def _rows(array: Array, axis: int, chosen: slice) -> Array:
+    return array[(slice(None),) * axis + (chosen,)]
+
+
+def _shape(array: Array, axis: int, rows: int) -> tuple[int, ...]:
+    """Return the shape of an array's planes with other rows."""
+    return (*array.shape[:axis], rows, *array.shape[axis + 1 :])
+
+
+def _scatter(outs: Array, axis: int, slot: Slot) -> None:
     """Wait for the result of a slot's band, and put it where it belongs."""
     if slot.job is None:
         return
     index, band = slot.job
     transfers.synchronize(slot.downloaded)
-    target = outs[index][band.first : band.last, band.begin : band.end]
+    target = _rows(outs[index][band.first : band.last], axis, slice(band.begin, band.end))
     np.copyto(target, _staged(slot.pinned[1], target.shape, outs.dtype))
     slot.job = None
 
@@ -250,21 +262,18 @@ def _staged(pinned: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return found
 
 
-def _views(band: Band, images: Array, outs: Array, slot: Slot) -> tuple[View, View]:
+def _views(axis: int, band: Band, images: Array, outs: Array, slot: Slot) -> tuple[View, View]:
     """Return the band's image and result on the device, dense."""
-    problem, planes = band.problem, band.last - band.first
-    shapes = (
-        (planes, problem.y.size, problem.x.size, problem.channels),
-        (planes, problem.y.out, problem.x.out, problem.channels),
-    )
     source, target = (
         View(
             memory.address,
-            shape,
+            shape := (band.last - band.first, *_shape(array, array.ndim - 4 + axis, rows)[-3:]),
             contiguous(shape, array.itemsize, (0, 1, 2, 3)),
             memory.owner,
             array.itemsize,
         )
-        for memory, shape, array in zip(slot.device, shapes, (images, outs), strict=True)
+        for memory, array, rows in zip(
+            slot.device, (images, outs), (band.y.size, band.y.out), strict=True
+        )
     )
     return source, target

@@ -176,6 +176,11 @@ class View:
         itemsize = self.itemsize if 0 not in self.shape else 0
         return HostPointer(low, high + itemsize, self.address, _numpy(dtype), self.owner)
 
+    def reshape(self, shape: tuple[int, ...]) -> View:
+        """Return the elements of a dense array in another shape."""
+        strides = contiguous(shape, self.itemsize, tuple(range(len(shape))))
+        return View(self.address, shape, strides, self.owner, self.itemsize)
+
 
 def _numpy(dtype: Any) -> np.dtype[Any]:
     return np.dtype(str(dtype))

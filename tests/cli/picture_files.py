@@ -61,3 +61,20 @@ def tiff(array: Array, **options: Any) -> bytes:
     buffer = io.BytesIO()
     tifffile.imwrite(buffer, array, **options)
     return buffer.getvalue()
+
+
+def replaced(compression: str, data: bytes, **options: Any) -> bytes:
+    """Return a TIFF of 64 x 64 pixels whose one tile is other data."""
+    side = 64
+    buffer = io.BytesIO()
+    tifffile.imwrite(
+        buffer, np.zeros((side, side), np.uint8), compression=compression, tile=(side, side),
+        photometric="minisblack", metadata=None, **options,
+    )  # fmt: skip
+    made = bytearray(buffer.getvalue())
+    with tifffile.TiffFile(io.BytesIO(made)) as tiff:
+        tags = tiff.pages[0].tags
+        places = [tags[code].valueoffset for code in (324, 325)]
+    for place, value in zip(places, (len(made), len(data)), strict=True):
+        struct.pack_into("<I", made, place, value)
+    return bytes(made) + data

@@ -235,7 +235,7 @@ def test_bands_give_the_whole_in_every_order(
     image, result, kernel = arrays_of(plan, lead, seed)
     cut = Bands(planes, plan.y.out if planes > 1 else min(rows, plan.y.out), slots)
     with Ordered(seed).installed():
-        bands.run(plan, image, result, by_hand(kernel), None, cut)
+        bands.run(planner.whole(plan), image, result, by_hand(kernel), None, cut)
     np.testing.assert_array_equal(result, expected_of(plan, image, kernel))
 
 
@@ -249,7 +249,7 @@ def banded(order: Ordered, cut: Bands | None = SIX, launcher: Any = None) -> tup
     """Return a result in six bands, and the expected one."""
     image, result, kernel = arrays_of(PLAN, (), 1)
     with order.installed():
-        bands.run(PLAN, image, result, launcher or by_hand(kernel), None, cut)
+        bands.run(planner.whole(PLAN), image, result, launcher or by_hand(kernel), None, cut)
     return result, expected_of(PLAN, image, kernel)
 
 
@@ -320,7 +320,7 @@ def test_any_allocation_may_fail() -> None:
 
 
 def test_bands_shrink_until_they_fit() -> None:
-    one_row = max(planner.sizes(PLAN, 1, 1))
+    one_row = max(planner.sizes(planner.whole(PLAN), 1, 1))
     order = Limited(most=one_row)
     with pytest.warns(RuntimeWarning, match="computed 1 row at a time") as caught:
         result, expected = banded(order, Bands(1, 12))
@@ -340,7 +340,7 @@ def test_the_whole_may_not_fit() -> None:
         by_hand(kernel)(plan, source, target, stream)
 
     with Ordered(0).installed(), pytest.warns(RuntimeWarning, match="12 rows .* computed 6 rows"):
-        bands.run(PLAN, image, result, work, None, None)
+        bands.run(planner.whole(PLAN), image, result, work, None, None)
     np.testing.assert_array_equal(result, expected_of(PLAN, image, kernel))
 
 
@@ -366,13 +366,13 @@ def test_pinned_memory_is_kept_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) ->
         fresh = transfers.pinned
         monkeypatch.setattr(transfers, "pinned", lambda size: made.append(size) or fresh(size))
         for _ in range(3):
-            bands.run(PLAN, image, result, by_hand(kernel), None, SIX)
+            bands.run(planner.whole(PLAN), image, result, by_hand(kernel), None, SIX)
         assert len(made) == 4
         assert len(order.streams) == 3
         (line,) = bands._lines.of.values()
         assert sum(memory.size for memory in line.pinned) == sum(made)
         monkeypatch.setattr(bands, "KEPT", made[0])
-        bands.run(PLAN, image, result, by_hand(kernel), None, SIX)
+        bands.run(planner.whole(PLAN), image, result, by_hand(kernel), None, SIX)
         assert sum(memory.size for memory in line.pinned) <= made[0]
         monkeypatch.undo()
 
