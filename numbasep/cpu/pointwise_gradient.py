@@ -1,13 +1,13 @@
 """The weight gradient of the pointwise convolution on the CPU.
 
-``out[o][c] = sum_p grad[p][o] * image[p][c]``. Both are packed into panels, some channels of all
-pixels, so that what a product reads of them is in a row:
+``out[o][c] = sum_p grad[p][o] * image[p][c]``. A work item takes a slice of the pixels and some of
+the outputs. A chunk at a time, it packs both factors into panels, some channels of all pixels, so
+that what a product reads of them is in a row:
 
     image  panels of VECTORS vectors    |p0 c0 .. c15|p1 c0 .. c15| ...
     grad   panels of SHARE outputs      |p0 o0 .. o47|p1 o0 .. o47| ...
 
-A work item is the product of a slice of one panel of the gradient, pixels ascending, with those of
-the image; the partial sums of slices are added in pairs.
+and adds the products of all panels to the slice's sums. Those of slices are added in pairs.
 """
 
 from __future__ import annotations
@@ -36,153 +36,130 @@ VERSION = zlib.crc32(
     Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes(), pointwise.VERSION
 )
 
-# Rows of the result in a work item, and the fewest pixels of a slice.
-SHARE, LEAST = 8 * pointwise.ROWS, 256
-# Pixels that are packed at a time where they are neighbours (NHWC).
-CHUNK = 512
+# Outputs of a panel; pixels of a chunk, and of a slice at least.
+SHARE, CHUNK = 8 * pointwise.ROWS, 256
+# Elements of the sums of all slices, and items, enough for many threads.
+SUMMED, ITEMS = 1 << 18, 16
 
-# Places of the numbers that describe a product: addresses of what is packed, and of the slices'
-# geometry and first pixels; channels, outputs, shares, elements of an image's panel, pixels.
-GRAD, IMAGE, SUMS, ZEROS, GEOMETRY, STARTS, MIX, C, COUT, SHARES, PANEL, PIXELS, WIDE = range(13)
+sums_full = products.make_sums(1, masked=False)
+sums_edge = products.make_sums(1, masked=True)
 
-# Places of the numbers that describe a packing: addresses; channels, pixels of an image, images;
-# elements of a panel, panels; bytes of an element.
-SRC, DST, CHANNELS, PLANE, BATCH, BLOCK, PANELS, SIZE = range(8)
+# Places of the numbers that describe a product: addresses of the factors, sums, zeros, geometry and
+# slices' first pixels; channels, outputs, panels of outputs in an item, groups of them; elements
+# of an image's panel; pixels of an image; bytes of an element; places in the scratch memory.
+(
+    GRAD, IMAGE, SUMS, ZEROS, GEOMETRY, STARTS, MIX,
+    C, COUT, SHARES, GROUPS, PANEL, PLANE, SIZE, PLANAR, LEFT_AT, RESULT_AT, COPY_AT,
+) = range(18)  # fmt: skip
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def pack_planes(numbers: int, taken: int, items: int, compute: Any) -> None:
-    """Pack a panel's channels of one image, until there are none; NCHW."""
-    q = simd.as_pointer(numbers)
+def pack_plane(src: int, dst: int, pixels: int, n: int, pitch: int, row: int, compute: Any) -> None:
+    """Write n planes' pixels as pixels' channels: bytes between planes, and between pixels."""
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
-    pixels, row = q[PLANE], q[BLOCK] * wide
-    while True:
-        item = atomics.take(taken)
-        if item >= items:
-            break
-        panel, n = item % q[PANELS], item // q[PANELS]
-        first = panel * q[BLOCK]
-        count, c = min(q[BLOCK], q[CHANNELS] - first), 0
-        src = q[SRC] + (n * q[CHANNELS] + first) * pixels * wide
-        dst = q[DST] + (panel * q[BATCH] + n) * pixels * row
-        while pixels >= lanes and c + lanes <= count:
-            p = 0
-            while p < pixels:
-                # The last pixels once more.
-                p = min(p, pixels - lanes)
-                blocks.transpose(
-                    src + (c * pixels + p) * wide, pixels * wide, dst + p * row + c * wide, row,
-                    compute,
-                )  # fmt: skip
-                p += lanes
-            c += lanes
-        while c < count:
-            for p in range(pixels):
-                move(src + (c * pixels + p) * wide, dst + p * row + c * wide, wide)
-            c += 1
-        atomics.take(taken + 8)
+    c = 0
+    while pixels >= lanes and c + lanes <= n:
+        p = 0
+        while p < pixels:
+            # The last pixels once more.
+            p = min(p, pixels - lanes)
+            blocks.transpose(
+                src + c * pitch + p * wide, pitch, dst + p * row + c * wide, row, compute
+            )
+            p += lanes
+        c += lanes
+    while c < n:
+        for p in range(pixels):
+            move(src + c * pitch + p * wide, dst + p * row + c * wide, wide)
+        c += 1
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def pack_pixels(
-    numbers: int, taken: int, items: int, storage: Any, compute: Any, spec: Any
+def pack(
+    q: Array, src: int, channels: int, first: int, last: int, block: int, start: int, count: int,
+    dst: int, storage: Any, compute: Any, spec: Any,
+) -> None:  # fmt: skip
+    """Pack channels first to last of ``count`` pixels into panels of ``block``."""
+    wide = simd.size_of(compute)
+    row = block * wide
+    for c in range(first, last, block):
+        n = min(block, last - c)
+        if q[PLANAR]:
+            p = 0
+            while p < count:
+                image, at = (start + p) // q[PLANE], (start + p) % q[PLANE]
+                some = min(q[PLANE] - at, count - p)
+                plane = src + ((image * channels + c) * q[PLANE] + at) * wide
+                pack_plane(plane, dst + p * row, some, n, q[PLANE] * wide, row, compute)
+                p += some
+        else:
+            for p in range(count):
+                pixel = src + ((start + p) * channels + c) * q[SIZE]
+                move_row(pixel, dst + p * row, n, storage, compute, compute, spec)
+        dst += count * row
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def add_row(to: int, src: int, n: int, compute: Any) -> None:
+    """Add n elements to as many."""
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    for i in range(0, n, lanes):
+        at = i * wide
+        if i + lanes <= n:
+            sums_full(to + at, src + at, 0, 1, lanes, compute, compute)
+        else:
+            sums_edge(to + at, src + at, 0, 1, n - i, compute, compute)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def work(
+    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any, spec: Any
 ) -> None:
-    """Pack a panel's channels of some pixels, until there are none; NHWC."""
+    """Take slices of groups of outputs until there are none."""
     q = simd.as_pointer(numbers)
-    row, pixels = q[BLOCK] * simd.size_of(compute), q[BATCH] * q[PLANE]
+    wide = simd.size_of(compute)
+    panel, tile, geometry = q[PANEL], scratch + q[RESULT_AT], scratch + q[COPY_AT]
+    for k in range(pointwise.BOUNDS + 1):
+        atomics.poke(geometry + 8 * k, atomics.peek(q[GEOMETRY] + 8 * k))
     while True:
         item = atomics.take(taken)
         if item >= items:
             break
-        panel, chunk = item % q[PANELS], item // q[PANELS]
-        first = panel * q[BLOCK]
-        count = min(q[BLOCK], q[CHANNELS] - first)
-        for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, pixels)):
-            src = q[SRC] + (p * q[CHANNELS] + first) * q[SIZE]
-            move_row(
-                src, q[DST] + (panel * pixels + p) * row, count, storage, compute, compute, spec
+        group, part = item % q[GROUPS], item // q[GROUPS]
+        first = group * q[SHARES] * SHARE
+        last = min(first + q[SHARES] * SHARE, q[COUT])
+        sums, end = q[SUMS] + part * q[COUT] * q[C] * wide, atomics.peek(q[STARTS] + 8 * part + 8)
+        for start in range(atomics.peek(q[STARTS] + 8 * part), end, CHUNK):
+            count = min(CHUNK, end - start)
+            atomics.poke(geometry + 8 * pointwise.COUNT, count)
+            left = scratch + q[LEFT_AT]
+            pack(q, q[IMAGE], q[C], 0, q[C], panel, start, count, scratch, storage, compute, spec)
+            pack(
+                q, q[GRAD], q[COUT], first, last, SHARE, start, count, left, storage, compute, spec
             )
+            for o in range(first, last, SHARE):
+                rows = min(SHARE, last - o)
+                for c in range(0, q[C], panel):
+                    n = min(panel, q[C] - c)
+                    atomics.call7(
+                        q[MIX], geometry, left, scratch + c * count * wide, tile, q[ZEROS], rows, n
+                    )
+                    to = sums + (o * q[C] + c) * wide
+                    for r in range(rows):
+                        add_row(to + r * q[C] * wide, tile + r * panel * wide, n, compute)
+                left += count * SHARE * wide
         atomics.take(taken + 8)
 
 
 @cache
-def panels_packer(planar: bool, storage: str, compute: str, version: int = VERSION) -> Any:
+def driver(storage: str, compute: str, version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
     stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
-
-    if planar:
-
-        @compiled.cfunc("void(int64, int64, int64, int64)")
-        def planes(numbers: int, counter: int, items: int, scratch: int) -> None:
-            if version:
-                pack_planes(numbers, counter, items, computed)
-
-        return planes
-
-    @compiled.cfunc("void(int64, int64, int64, int64)")
-    def pixels(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            pack_pixels(numbers, counter, items, stored, computed, spec)
-
-    return pixels
-
-
-def packed(plan: PointwisePlan, array: Array, block: int, threads: int) -> Array:
-    """Return the panels of ``block`` channels of an image: (panels, all pixels, block)."""
-    planar = plan.layout == "NCHW"
-    channels = array.shape[1 if planar else 2]
-    panels = -(-channels // block)
-    if planar:
-        array = np.ascontiguousarray(array, plan.compute)
-        items = plan.batch * panels
-    else:
-        items = -(-plan.batch * plan.pixels // CHUNK) * panels
-    made = np.empty((panels, plan.batch * plan.pixels, block), plan.compute)
-    numbers = np.array(
-        [
-            address(array), address(made), channels, plan.pixels, plan.batch, block, panels,
-            simd.itemsize(plan.storage),
-        ],
-        np.int64,
-    )  # fmt: skip
-    storage = plan.compute if planar else plan.storage
-    pool.run(
-        panels_packer(planar, storage, plan.compute).address, numbers, items, 64, threads,
-        (array, made, numbers),
-    )  # fmt: skip
-    return made
-
-
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int) -> None:
-    """Take slices of shares of the rows until there are none."""
-    q = simd.as_pointer(numbers)
-    wide = q[WIDE]
-    while True:
-        item = atomics.take(taken)
-        if item >= items:
-            break
-        share, part = item % q[SHARES], item // q[SHARES]
-        first, start = share * SHARE, atomics.peek(q[STARTS] + 8 * part)
-        left = q[GRAD] + (share * q[PIXELS] + start) * SHARE * wide
-        out = q[SUMS] + (part * q[COUT] + first) * q[C] * wide
-        for c in range(0, q[C], q[PANEL]):
-            atomics.call7(
-                q[MIX], q[GEOMETRY] + 48 * part, left,
-                q[IMAGE] + (c * q[PIXELS] + start * q[PANEL]) * wide, out + c * wide, q[ZEROS],
-                min(SHARE, q[COUT] - first), min(q[PANEL], q[C] - c),
-            )  # fmt: skip
-        atomics.take(taken + 8)
-
-
-@cache
-def driver(version: int = VERSION) -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
-            work(numbers, counter, items)
+            work(numbers, counter, items, scratch, stored, computed, spec)
 
     return driver
 
@@ -190,23 +167,31 @@ def driver(version: int = VERSION) -> Any:
 @lru_cache(maxsize=512)
 def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
     """Return what calls of a plan share, and the number of slices."""
-    wide = np.dtype(plan.compute).itemsize
+    wide, planar = np.dtype(plan.compute).itemsize, plan.layout == "NCHW"
     pixels, shares = plan.batch * plan.pixels, -(-plan.outputs // SHARE)
-    slices = planner.slices(-(-pixels // LEAST), shares)
+    slices = max(1, min(pixels // CHUNK, SUMMED // (plan.outputs * plan.channels), planner.PARTS))
+    # The bits do not depend on groups: an output's sums are its own.
+    together = -(-shares // -(-ITEMS // slices))
+    groups = -(-shares // together)
     starts = np.arange(slices + 1, dtype=np.int64) * pixels // slices
     bounds = bounds_of(plan.compute, "none")
-    geometry = np.zeros((slices, 6), np.int64)
     panel = pointwise.VECTORS * blocks.lanes_of(plan.compute)
-    geometry[:] = wide, SHARE * wide, panel * wide, plan.channels * wide, 0, address(bounds)
-    geometry[:, pointwise.COUNT] = np.diff(starts)
+    geometry = np.array(
+        [wide, SHARE * wide, panel * wide, panel * wide, 0, address(bounds)], np.int64
+    )
     zeros = np.zeros(panel, plan.compute)
-    numbers = np.zeros(WIDE + 1, np.int64)
+    left_at = -(-plan.channels // panel) * panel * CHUNK * wide
+    result_at = left_at + together * SHARE * CHUNK * wide
+    copy_at = result_at + SHARE * panel * wide
+    numbers = np.zeros(COPY_AT + 1, np.int64)
     numbers[ZEROS:] = (
         address(zeros), address(geometry), address(starts),
-        pointwise.mixer(plan.compute, 2).address, plan.channels, plan.outputs, shares, panel,
-        pixels, wide,
+        pointwise.mixer(plan.compute, 2).address, plan.channels, plan.outputs, together, groups,
+        panel, plan.pixels, simd.itemsize(plan.storage), planar, left_at, result_at,
+        copy_at,
     )  # fmt: skip
-    return Prepared(numbers, shares * slices, 64, 1, (bounds, geometry, zeros, starts)), slices
+    owners = bounds, geometry, zeros, starts
+    return Prepared(numbers, groups * slices, copy_at + 64, 1, owners), slices
 
 
 def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Array) -> None:
@@ -215,16 +200,23 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
         out[...] = 0
         return
     made, slices = prepare(plan)
+    storage = plan.storage
+    if plan.layout == "NCHW":
+        # Planes are packed in the compute dtype.
+        image, grad = (np.ascontiguousarray(one, plan.compute) for one in (image, grad))
+        storage = plan.compute
+    direct = slices == 1 and out.dtype == np.dtype(plan.compute)
+    direct = direct and not any(np.may_share_memory(out, one) for one in (image, grad))
+    sums = out[None] if direct else np.empty((slices, plan.outputs, plan.channels), plan.compute)
+    sums[...] = 0
+    numbers = made.numbers.copy()
+    numbers[:ZEROS] = address(grad), address(image), address(sums)
     threads = numba.get_num_threads()
     if grad.size * plan.channels < 2 * cpu_tiles.ALONE:
         threads = 1
-    panel = pointwise.VECTORS * blocks.lanes_of(plan.compute)
-    image, grad = packed(plan, image, panel, threads), packed(plan, grad, SHARE, threads)
-    sums = np.empty((slices, plan.outputs, plan.channels), plan.compute)
-    numbers = made.numbers.copy()
-    numbers[:ZEROS] = address(grad), address(image), address(sums)
     pool.run(
-        driver().address, numbers, made.items, made.scratch, threads,
+        driver(storage, plan.compute).address, numbers, made.items, made.scratch, threads,
         (image, grad, sums, numbers, made),
     )  # fmt: skip
-    np.copyto(out, products.added(sums, 0), casting="unsafe")
+    if not direct:
+        np.copyto(out, products.added(sums, 0), casting="unsafe")
