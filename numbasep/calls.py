@@ -173,10 +173,6 @@ class HostCall(Call):
         self.written = _module("cuda", "launch").empty(shape, made.dtype, self.stream)
         return self.written
 
-    def fresh(self, shape: tuple[int, ...]) -> Array:
-        """Return an array of the image's dtype for an intermediate result."""
-        return np.empty(shape, self.x.dtype.newbyteorder("="))
-
     def finish(self) -> Any:
         """Return the result as the caller's kind of array."""
         one = self.result

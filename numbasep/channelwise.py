@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, devices, lazy, nvtx
-from numbasep.calls import Call, DeviceCall, HostCall, run
+from numbasep import arrays, devices, lazy, nvtx, repeats
+from numbasep.calls import Call, DeviceCall, HostCall
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
@@ -90,7 +90,9 @@ def depthwise_conv2d(
         )  # fmt: skip
     options = stride, padding, dilation, padding_mode, activation
     with nvtx.range("numbasep.depthwise_conv2d"):
-        return run(_depthwise, x, (weight, bias), options, layout, out, backend, stream)
+        return repeats.run(
+            _depthwise, _depthwise_again, x, (weight, bias), options, layout, out, backend, stream
+        )
 
 
 def plan_depthwise(
@@ -130,6 +132,21 @@ def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
             plan, call.image(), taps.of(plan.compute), bias, result, **call.more
         )
     return call.finish()
+
+
+def _depthwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    plan, taps, _ = plan_depthwise(call, *arguments)
+    size, zeros = (taps.filters, *taps.size), _zeros(plan.filters, plan.compute)
+    depthwise = call.module("depthwise")
+
+    def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
+        weight, bias = weights
+        depthwise.run_depthwise(
+            plan, x, weight.reshape(size), zeros if bias is None else bias, result
+        )
+
+    return work, plan.compute
 
 
 def pointwise_conv2d(
@@ -181,7 +198,9 @@ def pointwise_conv2d(
         )  # fmt: skip
     with nvtx.range("numbasep.pointwise_conv2d"):
         options = activation, precision
-        return run(_pointwise, x, (weight, bias), options, layout, out, backend, stream)
+        return repeats.run(
+            _pointwise, _pointwise_again, x, (weight, bias), options, layout, out, backend, stream
+        )
 
 
 def plan_pointwise(
@@ -215,6 +234,18 @@ def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
             **call.more,
         )
     return call.finish()
+
+
+def _pointwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    plan, _, _ = plan_pointwise(call, *arguments)
+    pointwise, zeros = call.module("pointwise"), _zeros(plan.outputs, plan.compute)
+
+    def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
+        weight, bias = weights
+        pointwise.run_pointwise(plan, x, weight, zeros if bias is None else bias, result)
+
+    return work, plan.compute
 
 
 def depthwise_separable_conv2d(
@@ -279,8 +310,9 @@ def depthwise_separable_conv2d(
             backend=backend, stream=stream,
         )  # fmt: skip
     with nvtx.range("numbasep.depthwise_separable_conv2d"):
-        return run(
+        return repeats.run(
             _separable,
+            _separable_again,
             x,
             (depthwise_weight, depthwise_bias, pointwise_weight, pointwise_bias),
             (
@@ -411,10 +443,10 @@ def _run_separable(
     biases: tuple[Array, Array],
     result: Any,
 ) -> None:
-    first, second = plan.depthwise, plan.pointwise
+    first = plan.depthwise
     image = call.image()
     filters = taps.of(first.compute)
-    if plan.fused or call.backend == "cuda":
+    if call.backend == "cuda":
         call.module("fused").run_fused(
             plan,
             image,
@@ -426,16 +458,43 @@ def _run_separable(
             **call.more,
         )
         return
-    assert isinstance(call, HostCall)
-    middle = call.fresh(
-        (first.batch, first.filters, first.y.out, first.x.out)
-        if first.layout == "NCHW"
-        else (first.batch, first.y.out, first.x.out, first.filters)
-    )
+    _on_cpu(call, plan, image, filters, matrix, biases, result)
+
+
+def _on_cpu(
+    call: Call,
+    plan: FusedPlan,
+    image: Any,
+    filters: Any,
+    matrix: Array,
+    biases: tuple[Array, Array],
+    result: Any,
+) -> None:
+    """Fused, or one after the other."""
+    if plan.fused:
+        call.module("fused").run_fused(plan, image, filters, biases[0], matrix, biases[1], result)
+        return
+    first, second = plan.depthwise, plan.pointwise
+    middle = np.empty((first.batch, first.filters, first.y.out * first.x.out), image.dtype)
     call.module("depthwise").run_depthwise(first, image, filters, biases[0], middle)
-    call.module("pointwise").run_pointwise(
-        second, _joined(middle, first.layout), matrix, biases[1], _joined(result, first.layout)
-    )
+    call.module("pointwise").run_pointwise(second, middle, matrix, biases[1], result)
+
+
+def _separable_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    both = plan_separable(call, *arguments)
+    plan = planner.separable(both.first, both.second, both.fuse, call.backend)
+    compute = plan.pointwise.compute
+    size = (both.taps.filters, *both.taps.size)
+    zeros = _zeros(both.first.filters, compute), _zeros(both.second.outputs, compute)
+    del both
+
+    def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
+        taps, first, matrix, second = weights
+        biases = zeros[0] if first is None else first, zeros[1] if second is None else second
+        _on_cpu(call, plan, x, taps.reshape(size), matrix, biases, result)
+
+    return work, compute
 
 
 def _joined(array: Any, layout: str) -> Any:

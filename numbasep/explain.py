@@ -135,7 +135,9 @@ def _tile(problem: SpatialPlan, backend: str) -> tuple[str, str, int, int, str]:
         return tile.variant, str(tile), tile.height, width, tile.reason
     import numba
 
-    work = cpu_tiles.choose(problem, numba.get_num_threads())
+    from numbasep.cpu import simd
+
+    work = cpu_tiles.choose(problem, numba.get_num_threads(), simd.COPIES)
     return (
         "direct" if problem.direct else "fused passes",
         str(work),

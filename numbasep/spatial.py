@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from numbasep import arrays, devices, lazy, nvtx, views
 from numbasep.boundary import NAMES as BOUNDARIES
+from numbasep.known import Known
 from numbasep.plan import bands as bands_planner
 from numbasep.plan import checks
 from numbasep.plan import spatial as planner
@@ -129,13 +131,34 @@ def _on_host(
     x: Any, kernel: object, options: tuple[Any, ...], out: Any, backend: Any, stream: Any
 ) -> Any:
     """Compute a call between host arrays, on either backend."""
-    mode, boundary, fillvalue, stride, dilation, axes, dtype = options
     image, kind = arrays.adopt("x", x)
     place = None
     if out is not None:
         devices.refuse("out", out, "and x is in host memory; pass a host array, or move x there")
         place, place_kind = arrays.adopt("out", out)
         arrays.check_kinds(kind.name, place_kind.name)
+    key = _key(kind.name, image, kernel, options, place, backend) if stream is None else None
+    known = None if key is None else _repeats.get(key)
+    if known is None or (place is not None and np.may_share_memory(image, place)):
+        result = _first(key, kind.name, image, kernel, options, place, backend, stream)
+    else:
+        result = np.empty(known.shape, known.dtype) if place is None else place
+        known.call(image, result)
+    return kind.wrap(result) if out is None else out
+
+
+def _first(
+    key: Hashable,
+    library: str,
+    image: Array,
+    kernel: object,
+    options: tuple[Any, ...],
+    place: Array | None,
+    backend: Any,
+    stream: Any,
+) -> Array:
+    """Check, plan and compute a call between host arrays; keep what the next one like it needs."""
+    mode, boundary, fillvalue, stride, dilation, axes, dtype = options
     call = prepare(
         image,
         kernel,
@@ -150,9 +173,81 @@ def _on_host(
         backend=backend,
         stream=stream,
     )
-    arrays.check_wrap(kind.name, call.spatial.dtype)
+    arrays.check_wrap(library, call.spatial.dtype)
     result = run(call, image, place, stream)
-    return kind.wrap(result) if out is None else out
+    if key is not None:
+        repeat = _repeat(call, image, result)
+        if repeat is not None:
+            _repeats.put(key, repeat)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A call on the CPU between C-contiguous arrays that needs no check and no plan again."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    call: Callable[[Array, Array], None]
+
+
+# To check and plan a call takes longer than to filter a small image.
+_repeats: Known[Repeat] = Known()
+
+
+def _key(
+    library: str,
+    image: Array,
+    kernel: object,
+    options: tuple[Any, ...],
+    place: Array | None,
+    backend: object,
+) -> Hashable:
+    """Return all that tells a call from others but its elements; None where it is not repeated."""
+    flags = image.flags
+    if not (flags.c_contiguous and flags.aligned):
+        return None
+    written = None
+    if place is not None:
+        there = place.flags
+        if not (there.c_contiguous and there.aligned and there.writeable):
+            return None
+        written = place.shape, place.dtype
+    key = (
+        image.shape, image.dtype, written, options, checks.types(options), taps_key(kernel),
+        backend, library,
+    )  # fmt: skip
+    try:
+        hash(key)
+    except TypeError:
+        # Something without a hash: a list, or an argument that the checks refuse.
+        return None
+    return key
+
+
+def _repeat(call: Call, image: Array, result: Array) -> Repeat | None:
+    """Return a computed call to be made again, if the kernels took its arrays as they are."""
+    spatial, problem = call.spatial, call.spatial.problem
+    taken = (
+        call.backend == "cpu"
+        and spatial.largest is None
+        and not spatial.layout.copied
+        and spatial.layout.plain
+        and spatial.dtype == problem.output
+        and (problem.rank > 0 or problem.direct)
+        and result.size > 0
+        and image.dtype.isnative
+        and result.dtype.isnative
+        and result.flags.c_contiguous
+    )
+    if not taken:
+        return None
+    plane = problem.y.size * problem.x.size * problem.channels
+    planes = image.nbytes // (plane * np.dtype(problem.storage).itemsize)
+    taps = call.taps.prepared(problem.compute, spatial.layout.swapped)
+    return Repeat(
+        result.shape, result.dtype, _separable().dense_call(replace(problem, planes=planes), taps)
+    )
 
 
 def _options(

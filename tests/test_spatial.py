@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import ml_dtypes
@@ -467,6 +468,28 @@ def test_out_may_overlap_x(backend: str, overlap: str) -> None:
     result = numbasep.separable_conv2d(image, taps, out=out, dtype="int32", backend=backend)
     assert result is out
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("place", ["fresh", "out"])
+def test_repeated_calls_compute_anew(backend: str, place: str) -> None:
+    """The same call with other elements, other taps, and other options in turn."""
+    rng = np.random.default_rng(5)
+    images = rng.integers(-100, 100, (3, 2, 13, 140)).astype(np.float32)
+    kernels = rng.integers(-5, 5, (2, 2, 5)).astype(np.float32)
+    for boundary, axes, stride in (("fill", (-2, -1), (1, 1)), ("wrap", (0, 1), (2, 1))):
+        for image, (down, across) in product(images, kernels):
+            options = {"boundary": boundary, "stride": stride}
+            turned = image if axes == (-2, -1) else np.ascontiguousarray(np.moveaxis(image, 0, 2))
+            expected = np.stack(
+                [oracle.convolve2d(plane, np.outer(down, across), **options) for plane in image]
+            )
+            if axes != (-2, -1):
+                expected = np.moveaxis(expected, 0, 2)
+            out = np.full(expected.shape, 77, np.float32) if place == "out" else None
+            result = numbasep.separable_conv2d(
+                turned, (down, across), axes=axes, out=out, backend=backend, **options
+            )
+            np.testing.assert_array_equal(result, expected)
 
 
 def test_zero_kernel_gives_zeros(backend: str) -> None:

@@ -111,12 +111,29 @@ def call7(
 
 
 @intrinsic
+def call8(
+    context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any
+) -> Any:
+    """Call the C function at an address with eight int64."""
+    return _call(8)
+
+
+@intrinsic
 def call9(
     context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any,
     i: Any,
 ) -> Any:  # fmt: skip
     """Call the C function at an address with nine int64."""
     return _call(9)
+
+
+@intrinsic
+def call10(
+    context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any,
+    i: Any, j: Any,
+) -> Any:  # fmt: skip
+    """Call the C function at an address with ten int64."""
+    return _call(10)
 
 
 def _copy(bits: int) -> Any:

@@ -378,7 +378,7 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = Fals
     return pixel_block
 
 
-def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
+def make_mix(rows: int, vectors: int, *, masked: bool = False) -> Any:
     """Make a block of a matrix product.
 
     ``c[r][x] = sum_k a[r * a_row + k * a_step] * b[k * b_step + x]`` for ``count`` k, ascending.
@@ -398,13 +398,12 @@ def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
             e = Emitter(b, computed, lanes_of(computed))
             wide = e.size
             starts = [b.mul(a_row, e.const(r)) for r in range(rows)]
+            masks = [e.mask(n, v) if masked else None for v in range(vectors)]
+            shifted = [e.const(v * e.lanes * wide) for v in range(vectors)]
 
             def term(k: Any, carried: list[Any]) -> Any:
                 base, column = b.add(right, b.mul(k, b_step)), b.add(left, b.mul(k, a_step))
-                xs = [
-                    e.load(b.add(base, e.const(v * e.lanes * wide)), computed)
-                    for v in range(vectors)
-                ]
+                xs = [e.load(b.add(base, shifted[v]), computed, masks[v]) for v in range(vectors)]
                 sums = []
                 for r in range(rows):
                     w = e.broadcast(b.add(column, starts[r]))
@@ -414,9 +413,8 @@ def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
             sums = _loop(e, count, [e.zero() for _ in range(rows * vectors)], term)
             (low,) = e.broadcast(bounds)
             (high,) = e.broadcast(b.add(bounds, e.const(wide)))
-            masks = [e.mask(n, v) if masked else None for v in range(vectors)]
             shifts = [
-                e.load(b.add(bias, e.const(v * e.lanes * wide)), computed, masks[v])[0]
+                e.load(b.add(bias, shifted[v]), computed, masks[v])[0]
                 for v in range(vectors if number == 2 else 0)
             ]
             for r in range(rows):
@@ -425,7 +423,7 @@ def make_mix(rows: int, vectors: int, *, masked: bool) -> Any:
                     shifts = e.broadcast(b.add(bias, e.const(r * wide))) * vectors
                 for v in range(vectors):
                     value = e.finish(sums[r * vectors + v][0], shifts[v], low, high)
-                    e.store(value, b.add(row, e.const(v * e.lanes * wide)), computed, masks[v])
+                    e.store(value, b.add(row, shifted[v]), computed, masks[v])
             return ctx.get_dummy_value()
 
         return signature, generate

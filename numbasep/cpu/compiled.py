@@ -22,6 +22,7 @@ import numba
 from numba.core import sigutils
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.ccallback import CFunc
+from numba.core.runtime import rtsys
 
 DIGEST = 32  # bytes of a SHA-256
 
@@ -65,6 +66,13 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # as above
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file = _Files(self._cache_path, self._impl.filename_base)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Numba's own first reads in all that it could compile, for half of a process's first call;
+        # code that is compiled already needs the runtime only, and to compile reads the rest in.
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         # A full disk, or a folder that went away.

@@ -31,7 +31,7 @@ from numbasep.cpu import (
     products,
     simd,
 )
-from numbasep.cpu.depthwise import (
+from numbasep.cpu.channels import (
     BAND,
     BANDS,
     BOUNDARY,
@@ -47,12 +47,10 @@ from numbasep.cpu.depthwise import (
     C,
     H,
     Prepared,
-    Tile,
     W,
-    clear_band,
-    pack_band,
-    row_bytes,
 )  # fmt: skip
+from numbasep.cpu.depthwise import Tile, row_bytes
+from numbasep.cpu.planes import clear_band, pack_band
 from numbasep.cpu.pool import address
 from numbasep.cpu.products import BLOCK, added
 from numbasep.cpu.separable import map_index
@@ -63,9 +61,7 @@ from numbasep.plan.gradients import Phase
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(
-    Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes(), depthwise.VERSION
-)
+VERSION = zlib.crc32(Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes())
 
 rows_full = products.make_rows(masked=False)
 rows_edge = products.make_rows(masked=True)

@@ -21,18 +21,28 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, depthwise, pointwise, pool, simd
-from numbasep.cpu.depthwise import ACTIVATED, Prepared, finisher
+from numbasep.cpu import (
+    atomics,
+    channels,
+    compiled,
+    depthwise,
+    pixels,
+    planes,
+    pointwise,
+    pool,
+    simd,
+)  # fmt: skip
+from numbasep.cpu.channels import ACTIVATED, Prepared, finisher, rounded
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
-from numbasep.plan.channelwise import DepthwisePlan, FusedPlan
+from numbasep.plan.channelwise import FusedPlan
 
 Array = NDArray[Any]
 
 VERSION = zlib.crc32(Path(__file__).read_bytes(), pointwise.VERSION)
 
-FIRST, SECOND, PANEL, PITCH, ACTIVATE, SHARES, SHARE = range(7)
-NUMBERS = 7
+FIRST, SECOND, PANEL, MIXING, PITCH, ACTIVATE = range(6)
+NUMBERS = 6
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -42,47 +52,41 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     p = simd.as_pointer(s[FIRST])
     q = simd.as_pointer(s[SECOND])
     panel, pitch = scratch + s[PANEL], s[PITCH]
-    filters, wide = p[depthwise.C] * p[depthwise.M], p[depthwise.WIDE]
-    columns, rows_out = p[depthwise.OW], p[depthwise.OH]
-    size = p[depthwise.H] * p[depthwise.W] * p[depthwise.SIZE]
-    bands, narrow, outputs = p[depthwise.BANDS], q[pointwise.NARROW], q[pointwise.COUT]
+    filters, wide = p[channels.C] * p[channels.M], p[channels.WIDE]
+    columns, rows_out = p[channels.OW], p[channels.OH]
+    size = p[channels.H] * p[channels.W] * p[channels.SIZE]
+    bands, narrow, outputs = p[channels.BANDS], q[pointwise.NARROW], q[pointwise.COUT]
     while True:
         item = atomics.take(taken)
         if item >= items:
             break
-        share, rest = item % s[SHARES], item // s[SHARES]
-        band, n = rest % bands, rest // bands
-        first = share * s[SHARE]
-        last = min(first + s[SHARE], outputs)
-        y0 = band * p[depthwise.BAND]
-        rows = min(rows_out - y0, p[depthwise.BAND])
+        band, n = item % bands, item // bands
+        y0 = band * p[channels.BAND]
+        rows = min(rows_out - y0, p[channels.BAND])
         count = rows * columns
-        image = p[depthwise.IMAGE] + n * p[depthwise.C] * size
-        if p[depthwise.PLANAR]:
-            depthwise.clear_band(p, scratch, rows)
-            for c in range(p[depthwise.C]):
-                to = panel + c * p[depthwise.M] * pitch
-                depthwise.plane_band(
+        image = p[channels.IMAGE] + n * p[channels.C] * size
+        if p[channels.PLANAR]:
+            planes.clear_band(p, scratch, rows)
+            for c in range(p[channels.C]):
+                to = panel + c * p[channels.M] * pitch
+                planes.plane_band(
                     p, scratch, image + c * size, c, y0, rows, to, pitch, columns * wide
                 )
                 if s[ACTIVATE] != 0:
-                    for m in range(p[depthwise.M]):
+                    for m in range(p[channels.M]):
                         atomics.call3(s[ACTIVATE], to + m * pitch, to + m * pitch, count)
             out = q[pointwise.OUT] + (n * outputs * rows_out + y0) * columns * narrow
-            pointwise.mix_planes(q, panel + filters * pitch, panel, out, count, first, last)
+            pointwise.mix_planes(q, scratch + s[MIXING], panel, out, count, 0, outputs)
         else:
-            for f in range(0, filters, p[depthwise.GROUP]):
-                depthwise.pixel_band(
-                    p, scratch, image, f, min(p[depthwise.GROUP], filters - f), y0, rows,
+            for f in range(0, filters, p[channels.GROUP]):
+                pixels.pixel_band(
+                    p, scratch, image, f, min(p[channels.GROUP], filters - f), y0, rows,
                     panel + f * wide, columns * filters * wide,
                 )  # fmt: skip
             if s[ACTIVATE] != 0:
                 atomics.call3(s[ACTIVATE], panel, panel, count * filters)
             out = q[pointwise.OUT] + (n * rows_out + y0) * columns * outputs * narrow
-            pointwise.mix_pixels(
-                q, panel + p[depthwise.BAND] * columns * filters * wide + 256, panel, out, count,
-                first, last,
-            )  # fmt: skip
+            pointwise.mix_pixels(q, scratch + s[MIXING], panel, out, count, 0, outputs)
         atomics.take(taken + 8)
 
 
@@ -117,10 +121,10 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
     band = max(1, cpu_tiles.L2_BYTES // (first.filters * first.x.out * wide))
     total = first.batch * first.y.out
     share = -(-total // (2 * threads))
-    if first.layout == "NCHW" and share < 3 * depthwise.ROWS:
+    if first.layout == "NCHW" and share < 3 * planes.ROWS:
         # A plane's bands of few rows cost more than what an uneven end does.
         share = -(-total // threads)
-    band = min(band, max(share, depthwise.ROWS), first.y.out)
+    band = min(band, max(share, planes.ROWS), first.y.out)
     bands = -(-first.y.out // band)
     return Tile(-(-first.y.out // bands), threads)
 
@@ -130,49 +134,38 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     """Return what calls of a plan share: of the depthwise half, the pointwise one, and all."""
     first, second = plan.depthwise, plan.pointwise
     wide = np.dtype(first.compute).itemsize
-    pixels = tile.band * first.x.out
+    count = tile.band * first.x.out
     planar = first.layout == "NCHW"
     # Whole blocks are read beyond the last pixel; an odd number of lines between rows.
-    pitch = (-(-pixels * wide // 64) | 1) * 64
-    group = 1 if planar else _group(first)
+    pitch = (-(-count * wide // 64) | 1) * 64
+    group = 1 if planar else depthwise.pixel_group(first)
     one = depthwise.prepare(
         first, depthwise.Tile(tile.band, group, tile.threads), first.filters * wide
     )
-    share = -(-second.outputs // 48) * 48
     two = pointwise.prepare(
-        second, pointwise.Tile(pixels, share, tile.threads), pitch if planar else 0
+        second, pointwise.Tile(count, second.outputs, tile.threads), pitch if planar else 0
     )
-    panel = first.filters * (pitch if planar else pixels * wide)
+    # A vector is read beyond the last pixel.
+    panel = first.filters * (pitch if planar else count * wide) + 4 * simd.VECTOR
     activation = ACTIVATED.get(first.activation, 0)
-    start = -(-one.scratch // 64) * 64
+    start = rounded(one.scratch, 64)
+    mixing = rounded(start + panel, 64)
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PANEL:] = (
         start,
+        mixing,
         pitch,
         finisher(first.compute, first.compute, activation).address if activation else 0,
-        1,
-        second.outputs,
     )
     bands = -(-first.y.out // tile.band)
-    block = pointwise.ROWS * max(pitch, 256) + 1024
-    return (
-        one,
-        two,
-        Prepared(
-            numbers, first.batch * bands, start + panel + block + 8 * simd.VECTOR, tile.threads, ()
-        ),
-    )
+    both = Prepared(numbers, first.batch * bands, mixing + two.scratch, tile.threads, ())
+    return one, two, both
 
 
 @lru_cache(maxsize=512)
 def chosen(plan: FusedPlan, threads: int) -> tuple[Prepared, Prepared, Prepared]:
     """Return ``prepare`` of the tile for a plan."""
     return prepare(plan, choose(plan, threads))
-
-
-def _group(plan: DepthwisePlan) -> int:
-    in_place = plan.storage == plan.compute and plan.multiplier == 1 and plan.rank == 0
-    return plan.filters if in_place else min(4 * blocks.lanes_of(plan.compute), plan.filters)
 
 
 def run_fused(
@@ -188,10 +181,10 @@ def run_fused(
     """Write both convolutions of ``image`` into ``out``; see ``plan.channelwise``."""
     threads = numba.get_num_threads()
     one, two, both = chosen(plan, threads) if tile is None else prepare(plan, tile)
-    columns, rows = depthwise.arranged(plan.depthwise, depthwise_weight)
+    columns, rows = depthwise.factors_of(plan.depthwise, depthwise_weight)
     packed = pointwise.packed_weight(plan.pointwise, pointwise_weight, both.threads)
     p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()
-    p[: depthwise.PER_CALL] = [address(a) for a in (image, out, columns, rows, depthwise_bias)]
+    p[: channels.PER_CALL] = [address(a) for a in (image, out, columns, rows, depthwise_bias)]
     q[: pointwise.PER_CALL] = [address(a) for a in (image, out, packed, pointwise_bias)]
     numbers[:PANEL] = address(p), address(q)
     owners = image, out, columns, rows, packed, depthwise_bias, pointwise_bias, p, q, one, two

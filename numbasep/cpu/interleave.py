@@ -16,16 +16,14 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, products, simd
-from numbasep.cpu.depthwise import move_edge, move_row
+from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
+from numbasep.cpu.channels import move_edge, move_row
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(
-    Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes(), depthwise.VERSION
-)
+VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 # Places of the numbers: addresses of the result and of the parts' addresses; rows and columns of
 # the result, elements of a pixel, phases down and across.

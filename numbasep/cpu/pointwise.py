@@ -20,8 +20,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, simd
-from numbasep.cpu.depthwise import (
+from numbasep.cpu import atomics, blocks, compiled, pool, simd
+from numbasep.cpu.channels import (
     ACTIVATED,
     Prepared,
     bounds_of,
@@ -36,116 +36,175 @@ from numbasep.plan.channelwise import PointwisePlan
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(Path(__file__).read_bytes(), depthwise.VERSION)
+VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 # As many sums as registers hold beside a row of the right factor and one weight.
 ROWS, VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)
-mix_full = blocks.make_mix(ROWS, VECTORS, masked=False)
-mix_edge3 = blocks.make_mix(ROWS, VECTORS, masked=True)
-mix_edge2 = blocks.make_mix(ROWS, 2, masked=True)
-mix_edge1 = blocks.make_mix(ROWS, 1, masked=True)
+mix_full = blocks.make_mix(ROWS, VECTORS)
+mix_two = blocks.make_mix(ROWS, 2)
+mix_one = blocks.make_mix(ROWS, 1)
+mix_edge = blocks.make_mix(ROWS, VECTORS, masked=True)
 mix_row = blocks.make_mix(1, VECTORS, masked=True)
+copy = blocks.make_move(masked=False)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
-# channels of the right one and between rows of the result; channels; address of the bounds.
-A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS = range(6)
+# channels of the right one and between rows of the result; channels; address of the bounds; columns
+# that are packed at a time, whole blocks.
+A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS, WIDTH = range(7)
+GEOMETRY_SIZE = 7
+
+# Where the right factor is packed, if it is not an address: it is read where it is, or it is in
+# blocks already, one after the other.
+LOOSE, IN_BLOCKS = 0, -1
+
+# Columns that are packed at a time, and the most bytes of them: they stay in L2.
+PACKED, PACKED_BYTES = 128, 128 << 10
+
+# Rows of a product that has to be finished, at a time.
+ROUND = 8 * ROWS
 
 # Places of the numbers that describe a pointwise convolution.
 (
     IMAGE, OUT, WEIGHT, BIAS,
-    C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PANEL, PACK, MIX,
-    FINISH, GEOMETRY, TO_SCRATCH, BLOCK, RESULT_AT, PLANAR,
+    C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PACKED_AT, PANEL, PACK,
+    MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR,
 ) = range(24)  # fmt: skip
 NUMBERS = 24
 PER_CALL = 4
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def mix_block(
-    g: int, a: int, b: int, c: int, bias: int, rows: int, n: int, compute: Any, spec: Any
+def pack_block(
+    src: int, step: int, dst: int, count: int, vectors: int, compute: Any, plain: Any
 ) -> None:
-    """A product of ``rows`` rows and n columns; the last block of rows takes some again."""
+    """Copy ``vectors`` vectors of each of ``count`` rows into blocks, one after the other.
+
+    Several blocks at a time: neighbours in memory are read together.
+    """
+    lanes = blocks.vector_lanes(compute)
+    size = lanes * simd.size_of(compute)
+    for k in range(count):
+        row, v = src + k * step, 0
+        to = dst + k * VECTORS * size
+        while v + VECTORS <= vectors:
+            for i in range(VECTORS):
+                copy(row + i * size, to + i * size, lanes, compute, compute, compute, plain)
+            row += VECTORS * size
+            to += count * VECTORS * size
+            v += VECTORS
+        while v < vectors:
+            # A last block of fewer vectors has no gaps either.
+            at = dst + (v // VECTORS * count * VECTORS + k * (vectors % VECTORS)) * size
+            copy(row, at + v % VECTORS * size, lanes, compute, compute, compute, plain)
+            row += size
+            v += 1
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def mix_block(
+    g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int, compute: Any,
+    spec: Any, plain: Any,
+) -> None:  # fmt: skip
+    """A product of ``rows`` rows and n columns.
+
+    A block of columns, packed with others, stays in L1 while all rows go by. The last block of
+    rows takes some rows again, and so does the last of columns where they are neighbours in memory.
+    """
     lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    block = VECTORS * lanes
     a_row, a_step = atomics.peek(g + 8 * A_ROW), atomics.peek(g + 8 * A_STEP)
     b_step, c_row = atomics.peek(g + 8 * B_STEP), atomics.peek(g + 8 * C_ROW)
     count, bounds = atomics.peek(g + 8 * COUNT), atomics.peek(g + 8 * BOUNDS)
     by_row = wide if blocks.number_of(spec) == 1 else 0
     by_column = wide - by_row
-    r = 0
-    while r < rows:
-        if rows >= ROWS:
-            r = min(r, rows - ROWS)
-        left, to, shift = a + r * a_row, c + r * c_row, bias + r * by_row
-        x = 0
-        while x < n:
-            at, more = x * wide, n - x
-            right, dst, add = b + at, to + at, shift + x * by_column
+    width, start, end, x = atomics.peek(g + 8 * WIDTH), 0, 0, 0
+    while x < n:
+        more = n - x
+        vectors = min(-(-more // lanes), VECTORS)
+        right = b + x // block * b_step * count if packed == IN_BLOCKS else b + x * wide
+        again = max(vectors * lanes - more, 0)
+        whole = rows >= ROWS and (again == 0 or (packed != IN_BLOCKS and again <= x))
+        if whole:
+            x -= again
+            right -= again * wide
+        dst, add = c + x * wide, bias + x * by_column
+        step = b_step
+        if whole and packed > 0 and rows > ROWS:
+            step = vectors * lanes * wide
+            if x >= end or vectors < VECTORS or again > 0:
+                start, end = x, x + vectors * lanes
+                if again == 0:
+                    end = x + max(min(width, more // block * block), vectors * lanes)
+                pack_block(right, b_step, packed, count, (end - start) // lanes, compute, plain)
+            right = packed + (x - start) * wide * count
+        r = 0
+        while r < rows:
+            at = min(r, rows - ROWS) if rows >= ROWS else r
+            left, to, shift = a + at * a_row, dst + at * c_row, add + at * by_row
             if rows < ROWS:
                 mix_row(
-                    left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += VECTORS * lanes
-            elif more >= VECTORS * lanes:
+                r += 1
+                continue
+            if not whole:
+                mix_edge(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
+                    compute, spec,
+                )  # fmt: skip
+            elif vectors == VECTORS:
                 mix_full(
-                    left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += VECTORS * lanes
-            elif more > 2 * lanes:
-                mix_edge3(
-                    left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
+            elif vectors == 1:
+                mix_one(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += VECTORS * lanes
-            elif more > lanes:
-                mix_edge2(
-                    left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
-                    compute, spec,
-                )  # fmt: skip
-                x += 2 * lanes
             else:
-                mix_edge1(
-                    left, a_row, a_step, right, b_step, count, dst, c_row, add, bounds, more,
+                mix_two(
+                    left, a_row, a_step, right, step, count, to, c_row, shift, bounds, more,
                     compute, spec,
                 )  # fmt: skip
-                x += lanes
-        r += ROWS if rows >= ROWS else 1
+            r += ROWS
+        x += vectors * lanes
 
 
 @cache
 def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
-    """Return ``void (g, a, b, c, bias, rows, n)``; bias 1 by row, 2 by column."""
-    computed, spec = simd.tag(compute), blocks.number_tag(bias)
+    """Return ``void (g, a, b, packed, c, bias, rows, n)``; bias 1 by row, 2 by column."""
+    computed, spec, plain = simd.tag(compute), blocks.number_tag(bias), blocks.number_tag(0)
 
-    @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
-    def mix(g: int, a: int, b: int, c: int, bias: int, rows: int, n: int) -> None:
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 8) + ")")
+    def mix(g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int) -> None:
         if version:
-            mix_block(g, a, b, c, bias, rows, n, computed, spec)
+            mix_block(g, a, b, packed, c, bias, rows, n, computed, spec, plain)
 
     return mix
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def mix_planes(q: Array, scratch: int, panel: int, out: int, n: int, first: int, last: int) -> None:
-    """Output channels first to last of n pixels, from a panel of all channels; NCHW."""
-    wide, narrow = q[WIDE], q[NARROW]
-    weight, row = q[WEIGHT] + first * q[C] * wide, q[PIXELS] * narrow
+def mix_planes(
+    q: Array, scratch: int, planes: int, out: int, n: int, first: int, last: int
+) -> None:
+    """Output channels first to last of n pixels, from planes of all channels; NCHW."""
+    wide, row, packed = q[WIDE], q[PIXELS] * q[NARROW], scratch + q[PACKED_AT]
     if q[FINISH] == 0:
-        atomics.call7(
-            q[MIX], q[GEOMETRY], weight, panel, out + first * row, q[BIAS] + first * wide,
-            last - first, n,
+        atomics.call8(
+            q[MIX], q[GEOMETRY], q[WEIGHT] + first * q[C] * wide, planes, packed,
+            out + first * row, q[BIAS] + first * wide, last - first, n,
         )  # fmt: skip
         return
-    result = scratch + q[RESULT_AT]
-    for o in range(first, last, ROWS):
-        rows = min(ROWS, last - o)
-        atomics.call7(
-            q[MIX], q[TO_SCRATCH], q[WEIGHT] + o * q[C] * wide, panel, result,
+    for o in range(first, last, ROUND):
+        rows = min(ROUND, last - o)
+        atomics.call8(
+            q[MIX], q[TO_SCRATCH], q[WEIGHT] + o * q[C] * wide, planes, packed, scratch,
             q[BIAS] + o * wide, rows, n,
         )  # fmt: skip
         for r in range(rows):
-            atomics.call3(q[FINISH], result + r * q[PITCH], out + (o + r) * row, n)
+            atomics.call3(q[FINISH], scratch + r * q[PITCH], out + (o + r) * row, n)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -153,29 +212,32 @@ def mix_pixels(
     q: Array, scratch: int, pixels: int, out: int, count: int, first: int, last: int
 ) -> None:
     """Output channels first to last of ``count`` pixels, from pixels of all channels; NHWC."""
-    wide, narrow, block = q[WIDE], q[NARROW], q[BLOCK]
+    wide, narrow, packed = q[WIDE], q[NARROW], IN_BLOCKS
+    if q[FINISH] == 0:
+        atomics.call8(
+            q[MIX], q[GEOMETRY], pixels, q[WEIGHT] + first * q[C] * wide, packed,
+            out + first * narrow, q[BIAS] + first * wide, count, last - first,
+        )  # fmt: skip
+        return
+    block = q[BLOCK]
     for o in range(first, last, block):
-        n = min(block, q[COUT] - o)
-        weight, bias = q[WEIGHT] + o * q[C] * wide, q[BIAS] + o * wide
-        if q[FINISH] == 0:
-            atomics.call7(q[MIX], q[GEOMETRY], pixels, weight, out + o * narrow, bias, count, n)
-            continue
-        result = scratch + q[RESULT_AT]
-        for i in range(0, count, ROWS):
-            rows = min(ROWS, count - i)
-            atomics.call7(
-                q[MIX], q[TO_SCRATCH], pixels + i * q[C] * wide, weight, result, bias, rows, n
-            )
+        n = min(block, last - o)
+        for i in range(0, count, ROUND):
+            rows = min(ROUND, count - i)
+            atomics.call8(
+                q[MIX], q[TO_SCRATCH], pixels + i * q[C] * wide, q[WEIGHT] + o * q[C] * wide,
+                packed, scratch, q[BIAS] + o * wide, rows, n,
+            )  # fmt: skip
             for r in range(rows):
                 to = out + ((i + r) * q[COUT] + o) * narrow
-                atomics.call3(q[FINISH], result + r * block * wide, to, n)
+                atomics.call3(q[FINISH], scratch + r * block * wide, to, n)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take tiles of pixels, and shares of the output channels, until there are none."""
     q = simd.as_pointer(numbers)
-    panel = scratch + q[PANEL]
+    panel, held = scratch + q[PANEL], -1
     while True:
         item = atomics.take(taken)
         if item >= items:
@@ -187,17 +249,23 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         start = tile * q[TILE]
         n = min(q[TILE], q[PIXELS] - start)
         if q[PLANAR]:
-            for c in range(q[C]):
-                src = q[IMAGE] + ((image * q[C] + c) * q[PIXELS] + start) * q[SIZE]
-                atomics.call7(q[PACK], src, panel + c * q[PITCH], n, 1, 0, 0, 0)
+            src = q[IMAGE] + (image * q[C] * q[PIXELS] + start) * q[SIZE]
+            if q[PACK] != 0:
+                if rest != held:
+                    for c in range(q[C]):
+                        row = src + c * q[PIXELS] * q[SIZE]
+                        atomics.call7(q[PACK], row, panel + c * q[PITCH], n, 1, 0, 0, 0)
+                src = panel
             out = q[OUT] + (image * q[COUT] * q[PIXELS] + start) * q[NARROW]
-            mix_planes(q, scratch, panel, out, n, first, last)
+            mix_planes(q, scratch, src, out, n, first, last)
         else:
             src = q[IMAGE] + start * q[C] * q[SIZE]
             if q[PACK] != 0:
-                atomics.call7(q[PACK], src, panel, n * q[C], 1, 0, 0, 0)
+                if rest != held:
+                    atomics.call7(q[PACK], src, panel, n * q[C], 1, 0, 0, 0)
                 src = panel
             mix_pixels(q, scratch, src, q[OUT] + start * q[COUT] * q[NARROW], n, first, last)
+        held = rest
         atomics.take(taken + 8)
 
 
@@ -285,69 +353,106 @@ class Tile:
         return f"{self.share} outputs by {self.pixels} pixels, {self.threads} threads"
 
 
+# Costs in the time that ``ROWS`` rows by a vector take for one channel: of a block of rows beside
+# its multiply-adds, of a channel of a block of columns that is packed or fetched, of a work item.
+BLOCK_COST, FETCH_COST, ITEM_COST = 8, 3, 500
+
+
+def _split(size: int, unit: int, most: int) -> set[int]:
+    """Return sizes, multiples of a unit, that cut ``size`` into 1, 2, ... ``most`` even parts."""
+    return {rounded(-(-size // count), unit) for count in range(1, most + 1)}
+
+
+def _cost(rows: int, columns: int, channels: int, lanes: int, again: bool) -> int:
+    """Return what a product costs; again: whether the last columns can be taken again."""
+    full, rest = divmod(columns, VECTORS * lanes)
+    vectors = -(-rest // lanes)
+    if rest and not (columns >= vectors * lanes if again else rest % lanes == 0):
+        # Masks are slow.
+        vectors = 2 * VECTORS
+    row_blocks = -(-rows // ROWS) if rows >= ROWS else rows
+    each = (full * VECTORS + vectors) * channels + BLOCK_COST * (full + 1)
+    return row_blocks * each + FETCH_COST * channels * -(-columns // (VECTORS * lanes)) + ITEM_COST
+
+
 @lru_cache(maxsize=1024)
 def choose(plan: PointwisePlan, threads: int) -> Tile:
-    """Return the tile for a plan."""
-    wide = np.dtype(plan.compute).itemsize
+    """Return the tile for a plan: the one whose items take the threads least time, by a model.
+
+    To be late, and to end before the others, costs a thread about a third of an item.
+    """
     lanes = blocks.lanes_of(plan.compute)
+    block = VECTORS * lanes
     if plan.batch * plan.pixels * plan.channels * plan.outputs < 2 * cpu_tiles.ALONE:
         threads = 1
     planar = plan.layout == "NCHW"
-    step = lanes if planar else ROWS
-    whole = plan.pixels if planar else plan.batch * plan.pixels
-    images = plan.batch if planar else 1
-    most = max(cpu_tiles.L2_BYTES // (plan.channels * wide) // (VECTORS * step), 1)
-    most = min(most * VECTORS * step, 8 * VECTORS * lanes)
-    count = -(-whole // most)
-    if images * count < 4 * threads and threads > 1:
-        count = min(max(count, 4 * threads // images), max(1, whole // (2 * VECTORS * step)))
-    pixels = rounded(-(-whole // count), step)
-    tiles = images * -(-whole // pixels)
-    shares = 1 if tiles >= 2 * threads else -(-2 * threads // tiles)
-    unit = ROWS if planar else VECTORS * lanes
-    share = rounded(-(-plan.outputs // shares), unit)
-    return Tile(pixels, share, threads)
+    images, whole = (plan.batch, plan.pixels) if planar else (1, plan.batch * plan.pixels)
+    unit, least = (block, ROWS) if planar else (ROWS, block)
+    # Of NHWC a tile's pixels stay in L2 while the outputs go by; of NCHW what is converted does.
+    kept = not planar or plan.storage != plan.compute
+    most = cpu_tiles.L2_BYTES // 2 // (plan.channels * np.dtype(plan.compute).itemsize)
+    most = max(most // unit, 1) * unit
+    found = []
+    for size in _split(whole, unit, 16 * threads):
+        pixels = min(size, most, whole) if kept else min(size, whole)
+        for share in _split(plan.outputs, least, 4 * threads):
+            share = min(share, plan.outputs)
+            total = 0
+            for tiles, n in ((whole // pixels, pixels), (1, whole % pixels)):
+                for shares, outputs in ((plan.outputs // share, share), (1, plan.outputs % share)):
+                    if n and outputs:
+                        rows, columns = (outputs, n) if planar else (n, outputs)
+                        cost = _cost(rows, columns, plan.channels, lanes, planar)
+                        total += images * tiles * shares * cost
+            rows, columns = (share, pixels) if planar else (pixels, share)
+            late = _cost(rows, columns, plan.channels, lanes, planar) if threads > 1 else 0
+            found.append((total // threads + late // 3, -share, pixels))
+    _, share, pixels = min(found)
+    return Tile(pixels, -share, threads)
 
 
 @lru_cache(maxsize=512)
 def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
-    """Return what calls of a plan share; pitch: bytes of a panel's rows where a caller has one."""
+    """Return what calls of a plan share; pitch: bytes between planes where a caller has them."""
     wide, narrow = np.dtype(plan.compute).itemsize, simd.itemsize(plan.output)
     planar = plan.layout == "NCHW"
     block = VECTORS * blocks.lanes_of(plan.compute)
     finishing = plan.output != plan.compute or plan.activation in ACTIVATED
-    # Whole blocks are read beyond the last pixel; an odd number of lines between rows.
-    lines = -(-tile.pixels * wide // 64)
-    pitch = pitch or (lines | 1) * 64
+    packs = plan.storage != plan.compute
+    whole = plan.pixels if planar else plan.batch * plan.pixels
     bounds = bounds_of(plan.compute, plan.activation)
     row = plan.channels * wide
-    geometry = np.zeros((2, 6), np.int64)
-    if planar:
-        geometry[0] = row, wide, pitch, plan.pixels * wide, plan.channels, address(bounds)
-    else:
-        geometry[0] = row, wide, block * wide, plan.outputs * wide, plan.channels, address(bounds)
+    # An odd number of lines between rows.
+    line = (-(-tile.pixels * wide // 64) | 1) * 64
+    between = pitch or (line if packs else plan.pixels * wide)
+    columns = block * max(1, min(PACKED // block, PACKED_BYTES // (block * row)))
+    geometry = np.zeros((2, GEOMETRY_SIZE), np.int64)
+    geometry[0] = (
+        row, wide, between if planar else block * wide,
+        (plan.pixels if planar else plan.outputs) * wide, plan.channels, address(bounds), columns,
+    )  # fmt: skip
     geometry[1] = geometry[0]
-    geometry[1, C_ROW] = pitch if planar else block * wide
-    whole = plan.pixels if planar else plan.batch * plan.pixels
+    geometry[1, C_ROW] = line if planar else block * wide
     tiles, shares = -(-whole // tile.pixels), -(-plan.outputs // tile.share)
-    packs = planar or plan.storage != plan.compute
-    panel = (plan.channels * pitch if planar else tile.pixels * row) if packs else 0
-    result = ROWS * (pitch if planar else block * wide) if finishing else 0
-    # Whole blocks are read beyond the last pixel.
-    panel += 4 * simd.VECTOR
+    # The parts of the scratch memory: what is to be finished, a packed block, converted pixels.
+    result = ROUND * int(geometry[1, C_ROW]) if finishing else 0
+    packed = columns * row if planar else 0
+    panel = (plan.channels * line if planar else tile.pixels * row) if packs else 0
+    starts = np.cumsum([rounded(part, 64) for part in (result, packed, panel)])
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PER_CALL:] = (
         plan.channels, plan.outputs, whole, simd.itemsize(plan.storage), wide, narrow, tile.pixels,
-        tiles, tile.share, shares, pitch, -(-result // 64) * 64,
+        tiles, tile.share, shares, line, starts[0], starts[1],
         packer(plan.storage, plan.compute).address if packs else 0,
         mixer(plan.compute, 1 if planar else 2).address,
         finisher(plan.compute, plan.output, ACTIVATED.get(plan.activation, 0)).address
         if finishing
         else 0,
-        *(address(one) for one in geometry), block, 0, planar,
+        *(address(one) for one in geometry), block, planar,
     )  # fmt: skip
     items = (plan.batch if planar else 1) * tiles * shares
-    scratch = -(-result // 64) * 64 + panel
+    # A vector is converted beyond the last pixel.
+    scratch = int(starts[2]) + 4 * simd.VECTOR
     return Prepared(numbers, items, scratch, tile.threads, (bounds, geometry))
 
 

@@ -23,7 +23,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, simd
-from numbasep.cpu.depthwise import Prepared, bounds_of, move_row
+from numbasep.cpu.channels import Prepared, bounds_of, move_row
 from numbasep.cpu.pool import address
 from numbasep.cpu.separable import move
 from numbasep.plan import cpu_tiles
@@ -32,9 +32,7 @@ from numbasep.plan.channelwise import PointwisePlan
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(
-    Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes(), pointwise.VERSION
-)
+VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 # Outputs of a panel; pixels of a chunk, and of a slice at least.
 SHARE, CHUNK = 8 * pointwise.ROWS, 256
@@ -119,7 +117,7 @@ def work(
     q = simd.as_pointer(numbers)
     wide = simd.size_of(compute)
     panel, tile, geometry = q[PANEL], scratch + q[RESULT_AT], scratch + q[COPY_AT]
-    for k in range(pointwise.BOUNDS + 1):
+    for k in range(pointwise.GEOMETRY_SIZE):
         atomics.poke(geometry + 8 * k, atomics.peek(q[GEOMETRY] + 8 * k))
     while True:
         item = atomics.take(taken)
@@ -141,9 +139,10 @@ def work(
                 rows = min(SHARE, last - o)
                 for c in range(0, q[C], panel):
                     n = min(panel, q[C] - c)
-                    atomics.call7(
-                        q[MIX], geometry, left, scratch + c * count * wide, tile, q[ZEROS], rows, n
-                    )
+                    atomics.call8(
+                        q[MIX], geometry, left, scratch + c * count * wide, pointwise.LOOSE, tile,
+                        q[ZEROS], rows, n,
+                    )  # fmt: skip
                     to = sums + (o * q[C] + c) * wide
                     for r in range(rows):
                         add_row(to + r * q[C] * wide, tile + r * panel * wide, n, compute)
@@ -177,7 +176,7 @@ def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
     bounds = bounds_of(plan.compute, "none")
     panel = pointwise.VECTORS * blocks.lanes_of(plan.compute)
     geometry = np.array(
-        [wide, SHARE * wide, panel * wide, panel * wide, 0, address(bounds)], np.int64
+        [wide, SHARE * wide, panel * wide, panel * wide, 0, address(bounds), 0], np.int64
     )
     zeros = np.zeros(panel, plan.compute)
     left_at = -(-plan.channels // panel) * panel * CHUNK * wide

@@ -147,6 +147,12 @@ _boxes = np.zeros((MOST_WORKERS, CACHE_LINE), np.int64)
 _BOXES = address(_boxes)
 
 
+# The number of the processor that the caller runs on, where threads can be told where to run.
+_processor = (
+    getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None
+)
+
+
 class _Worker:
     """A thread that takes part in jobs: from its mailbox while awake, from its queue to wake up."""
 
@@ -154,7 +160,21 @@ class _Worker:
         self.box = _boxes[number]
         self.box[STATE] = ASLEEP
         self.jobs: SimpleQueue[Any] = SimpleQueue()
-        threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True).start()
+        self.thread = threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True)
+        self.thread.start()
+
+    def wake(self, job: Any) -> None:
+        """Send a job to a thread that sleeps, to run it on another processor than the caller's.
+
+        Linux wakes a thread on the caller's processor where the others seem taken, as those of a
+        virtual machine do when they are idle; there it would wait until the caller has done all.
+        """
+        if _processor is not None:
+            with suppress(OSError):
+                others = os.sched_getaffinity(0) - {_processor()}
+                if others:
+                    os.sched_setaffinity(self.thread.native_id or 0, others)
+        self.jobs.put(job)
 
     def _work(self) -> None:
         box = self.box
@@ -225,7 +245,7 @@ def run(
     try:
         for worker in _helpers(helpers):
             if worker.box[STATE] == ASLEEP:
-                worker.jobs.put((function, numbers, counter, items, scratch, owners))
+                worker.wake((function, numbers, counter, items, scratch, owners))
         aligned, memory = _scratch(scratch)
         _lead(
             _BOXES, helpers, function, address(numbers), address(counter), items, scratch, aligned

@@ -25,6 +25,7 @@ and ``rows`` (compute to output); ``driver``, which calls them by address, is co
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -58,11 +59,12 @@ columns4_of1 = simd.make_columns(ROWS, BLOCK, taps=1)
 columns1 = simd.make_columns(1, 4)
 column = simd.make_columns(1, 1)
 column_single = simd.make_columns(1, 1, lanes=1)
-VECTORS = 8
-row8 = simd.make_row(VECTORS)
+VECTORS = 8 if simd.REGISTERS == 32 else 12
+row_block = simd.make_row(VECTORS)
+row4 = simd.make_row(4)
 row1 = simd.make_row(1)
 row_single = simd.make_row(1, lanes=1)
-run8 = simd.make_run(VECTORS)
+run_block = simd.make_run(VECTORS)
 convert4 = simd.make_convert(4)
 convert1 = simd.make_convert(1)
 convert_single = simd.make_convert(1, lanes=1)
@@ -74,13 +76,10 @@ map_index = njit(boundaries.map_index)
     IMAGE, IMAGE_PLANE, IMAGE_ROW, OUT, OUT_PLANE, OUT_ROW, FILL, COLUMN_TAPS, ROW_TAPS,
     H, W, C, OH, OW, KH, KW, TERMS, SY, SX, DY, DX, OY, OX, BOUNDARY, DIRECT, PACKED, STRIP, BAND,
     BANDS, SIZE, WIDE, NARROW, RUN, CONVERTER, COLUMNS, ROWS_OF, OFFSETS, WEIGHTS, PITCH, PHASE,
-    FILLS, TABLE, EDGES, LINE, PACKS, SUMS,
-) = range(46)  # fmt: skip
-NUMBERS = 46
+    FILLS, TABLE, EDGES, LINE, PACKS, SUMS, COPY, RING,
+) = range(48)  # fmt: skip
+NUMBERS = 48
 PER_CALL = 9
-
-# The largest number of taps for which rows are read where they are.
-UNPACKED = 9
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -105,9 +104,10 @@ def convert_row(src: int, dst: int, n: int, ahead: int, storage: Any, compute: A
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def column_rows(
     table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
-    compute: Any,
+    copy: int, compute: Any,
 ) -> None:  # fmt: skip
-    """One row of the column pass, or ``ROWS`` neighbouring ones: n elements from byte x."""
+    """One row of the column pass, or ``ROWS`` neighbouring ones: n elements from byte x; and a copy
+    of them, ``copy`` bytes further."""
     lanes, wide = simd.vector_lanes(compute), simd.size_of(compute)
     done = 0
     if rows == ROWS:
@@ -115,13 +115,13 @@ def column_rows(
         while done + block <= n:
             at = done * wide
             if kh >= ROWS:
-                columns4(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+                columns4(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
             elif kh == 3:
-                columns4_of3(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+                columns4_of3(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
             elif kh == 2:
-                columns4_of2(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+                columns4_of2(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
             else:
-                columns4_of1(table, step, x + at, taps, kh, dst + at, pitch, compute, compute)
+                columns4_of1(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
             done += block
     if done == n:
         return
@@ -129,17 +129,19 @@ def column_rows(
         entry, top = table + r * step, dst + r * pitch
         i = done
         while i + 4 * lanes <= n:
-            columns1(entry, step, x + i * wide, taps, kh, top + i * wide, 0, compute, compute)
+            columns1(entry, step, x + i * wide, taps, kh, top + i * wide, 0, copy, compute, compute)
             i += 4 * lanes
         if n >= lanes:
             while i < n:
                 i = min(i, n - lanes)
-                column(entry, step, x + i * wide, taps, kh, top + i * wide, 0, compute, compute)
+                column(
+                    entry, step, x + i * wide, taps, kh, top + i * wide, 0, copy, compute, compute
+                )
                 i += lanes
         else:
             while i < n:
                 column_single(
-                    entry, step, x + i * wide, taps, kh, top + i * wide, 0, compute, compute
+                    entry, step, x + i * wide, taps, kh, top + i * wide, 0, copy, compute, compute
                 )
                 i += 1
 
@@ -156,12 +158,19 @@ def result_row(
         if run > 1:
             groups = count // run
             while i + VECTORS * lanes <= n:
-                run8(src + i * wide, offsets, weights, groups, run, dst + i * size, compute, output)
+                run_block(
+                    src + i * wide, offsets, weights, groups, run, dst + i * size, compute, output
+                )
                 i += VECTORS * lanes
     while i + VECTORS * lanes <= n:
-        row8(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
+        row_block(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
         i += VECTORS * lanes
-    if n >= lanes:
+    if n >= 4 * lanes:
+        while i < n:
+            i = min(i, n - 4 * lanes)
+            row4(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
+            i += 4 * lanes
+    elif n >= lanes:
         while i < n:
             i = min(i, n - lanes)
             row1(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
@@ -191,15 +200,16 @@ def converter(storage: str, compute: str, version: int = VERSION) -> Any:
 
 @cache
 def columns_of(compute: str, version: int = VERSION) -> Any:
-    """Return ``void (table, step, x, taps, kh, dst, pitch, n, rows)``."""
+    """Return ``void (table, step, x, taps, kh, dst, pitch, n, rows, copy)``."""
     computed = simd.tag(compute)
 
-    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 10) + ")")
     def columns(
-        table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int
-    ) -> None:
+        table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
+        copy: int,
+    ) -> None:  # fmt: skip
         if version:
-            column_rows(table, step, x, taps, kh, dst, pitch, n, rows, computed)
+            column_rows(table, step, x, taps, kh, dst, pitch, n, rows, copy, computed)
 
     return columns
 
@@ -316,7 +326,7 @@ def packed_strip(
         needed = (y + group - 1) * sy + (kh - 1) * dy + 1
         for j in range(packed, needed):
             m = map_index(first_row + j, p[H], p[BOUNDARY])
-            slot = packs + j * pitch
+            slot = packs + j % p[RING] * pitch
             row = base + m * p[IMAGE_ROW] if m >= 0 else 0
             ahead = base + min(max(first_row + j + ROWS * sy, 0), last) * p[IMAGE_ROW]
             pack_row(
@@ -338,14 +348,24 @@ def packed_strip(
         for t in range(terms):
             taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
             if sy == 1 and dy == 1 and group == ROWS:
-                atomics.call9(
-                    p[COLUMNS], table + 8 * y, 8, 0, taps, kh, top, terms * pitch, length, ROWS
+                atomics.call10(
+                    p[COLUMNS],
+                    table + 8 * y,
+                    8,
+                    0,
+                    taps,
+                    kh,
+                    top,
+                    terms * pitch,
+                    length,
+                    ROWS,
+                    p[COPY],
                 )
             else:
                 for r in range(group):
-                    atomics.call9(
+                    atomics.call10(
                         p[COLUMNS], table + 8 * (y + r) * sy, 8 * dy, 0, taps, kh,
-                        top + r * terms * pitch, 0, length, 1,
+                        top + r * terms * pitch, 0, length, 1, p[COPY],
                     )  # fmt: skip
         for r in range(group):
             atomics.call7(
@@ -375,15 +395,15 @@ def unpacked_strip(p: Array, scratch: int, out: int, rows: int, x0: int, x1: int
         for t in range(terms):
             taps, top = p[COLUMN_TAPS] + t * kh * wide, sums + t * pitch
             if p[SY] == 1 and dy == 1 and group == ROWS:
-                atomics.call9(
+                atomics.call10(
                     p[COLUMNS], table + 8 * y, 8, low * pixel, taps, kh, top + start,
-                    terms * pitch, inside, ROWS,
+                    terms * pitch, inside, ROWS, p[COPY],
                 )  # fmt: skip
             else:
                 for r in range(group):
-                    atomics.call9(
+                    atomics.call10(
                         p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy, low * pixel, taps, kh,
-                        top + r * terms * pitch + start, 0, inside, 1,
+                        top + r * terms * pitch + start, 0, inside, 1, p[COPY],
                     )  # fmt: skip
             for r in range(group):
                 dst = top + r * terms * pitch
@@ -393,14 +413,15 @@ def unpacked_strip(p: Array, scratch: int, out: int, rows: int, x0: int, x1: int
                     column = atomics.peek(edges + 24 * k + 16) * channels
                     for c in range(channels):
                         where = dst + (position + c) * wide
-                        if source >= 0:
-                            move(dst + (source + c) * wide, where, wide)
-                        elif column < 0:
-                            move(fills + t * wide, where, wide)
+                        if source >= 0 or column < 0:
+                            value = dst + (source + c) * wide if source >= 0 else fills + t * wide
+                            move(value, where, wide)
+                            if p[COPY]:
+                                move(value, where + p[COPY], wide)
                         else:
-                            atomics.call9(
+                            atomics.call10(
                                 p[COLUMNS], table + 8 * (y + r) * p[SY], 8 * dy,
-                                (column + c) * wide, taps, kh, where, 0, 1, 1,
+                                (column + c) * wide, taps, kh, where, 0, 1, 1, p[COPY],
                             )  # fmt: skip
         for r in range(group):
             atomics.call7(
@@ -432,9 +453,9 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
         for k in range(p[KH]):
             atomics.poke(table + 8 * k, p[FILL])
         for t in range(p[TERMS]):
-            atomics.call9(
+            atomics.call10(
                 p[COLUMNS], table, 8, 0, p[COLUMN_TAPS] + t * p[KH] * p[WIDE], p[KH],
-                fills + t * p[WIDE], 0, 1, 1,
+                fills + t * p[WIDE], 0, 1, 1, 0,
             )  # fmt: skip
     while True:
         item = atomics.take(taken)
@@ -473,41 +494,77 @@ def run_separable(
     Arrays and plan as in ``geometry.SpatialPlan``; columns (R, kh) and rows (R, kw) in the compute
     dtype. ``image`` and ``out`` do not overlap.
     """
-    _run(plan, image, out, columns, rows, tile)
+    _run(plan, image, out, (columns, rows), tile)
 
 
 def run_direct(
     plan: SpatialPlan, image: Array, out: Array, kernel: Array, tile: CpuTile | None = None
 ) -> None:
     """Write the correlation of ``image`` with ``kernel`` (kh, kw) into ``out``."""
-    _run(plan, image, out, kernel, kernel, tile)
+    _run(plan, image, out, (kernel,), tile)
+
+
+def dense_call(plan: SpatialPlan, taps: tuple[Array, ...]) -> Callable[[Array, Array], None]:
+    """Return ``run_separable``, or ``run_direct``, for one plan and kernel and C-contiguous arrays.
+
+    All but where the arrays are is decided; they may have any shape of the plan's size. taps as
+    those functions take them, in turn.
+    """
+    channels = plan.channels
+    row, result_row = (
+        size * channels * simd.itemsize(dtype)
+        for size, dtype in ((plan.x.size, plan.storage), (plan.x.out, plan.output))
+    )
+    strides = plan.y.size * row, row, plan.y.out * result_row, result_row
+    known: dict[int, tuple[_Prepared, Array, object]] = {}
+
+    def call(image: Array, out: Array) -> None:
+        threads = numba.get_num_threads()
+        if threads not in known:
+            made = _chosen(plan, threads)
+            known[threads] = (made, *_numbers(plan, made, strides, taps))
+        made, numbers, owners = known[threads]
+        _start(made, numbers.copy(), image, out, owners)
+
+    return call
 
 
 def _run(
-    plan: SpatialPlan,
-    image: Array,
-    out: Array,
-    columns: Array,
-    weights: Array,
-    tile: CpuTile | None,
+    plan: SpatialPlan, image: Array, out: Array, taps: tuple[Array, ...], tile: CpuTile | None
 ) -> None:
     if out.size == 0:
         return
     made = _chosen(plan, numba.get_num_threads()) if tile is None else _prepared(plan, tile)
+    strides = *image.strides[:2], *out.strides[:2]
+    numbers, owners = _numbers(plan, made, strides, taps)
+    _start(made, numbers, image, out, owners)
+
+
+def _numbers(
+    plan: SpatialPlan, made: _Prepared, strides: tuple[int, ...], taps: tuple[Array, ...]
+) -> tuple[Array, object]:
+    """Return a call's numbers, all but the addresses of its arrays, and what owns their memory."""
     # Rows of the image that lie outside it are read where they are.
     outside = plan.boundary == boundaries.FILL and not made.packed
-    fill = _filled(plan.x.size * plan.channels if outside else 1, plan.fillvalue, image.dtype)
+    length = plan.x.size * plan.channels if outside else 1
+    fill = _filled(length, plan.fillvalue, plan.storage)
+    columns, weights = taps[0], taps[-1]
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = (
-        address(image), *image.strides[:2], address(out), *out.strides[:2],
-        address(fill), address(columns), address(weights),
+        0, *strides[:2], 0, *strides[2:], address(fill), address(columns), address(weights),
     )  # fmt: skip
-    owners = image, out, columns, weights, fill, made
-    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)
+    return numbers, (columns, weights, fill, made)
+
+
+def _start(made: _Prepared, numbers: Array, image: Array, out: Array, owners: object) -> None:
+    numbers[IMAGE], numbers[OUT] = address(image), address(out)
+    pool.run(
+        driver().address, numbers, made.items, made.scratch, made.threads, (image, out, owners)
+    )
 
 
 @lru_cache(maxsize=64)
-def _filled(size: int, value: complex, dtype: np.dtype[Any]) -> Array:
+def _filled(size: int, value: complex, dtype: str) -> Array:
     return np.full(size, value, dtype)
 
 
@@ -525,7 +582,7 @@ class _Prepared:
 
 @lru_cache(maxsize=1024)
 def _chosen(plan: SpatialPlan, threads: int) -> _Prepared:
-    return _prepared(plan, cpu_tiles.choose(plan, threads))
+    return _prepared(plan, cpu_tiles.choose(plan, threads, simd.COPIES))
 
 
 @lru_cache(maxsize=1024)
@@ -563,7 +620,7 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         0 if plan.direct else columns_of(plan.compute).address,
         rows_of(plan.compute, plan.output).address,
         address(layout.offsets),
-        layout.offsets.size,
+        len(layout.offsets),
         layout.pitch,
         layout.phase,
         layout.fills,
@@ -572,6 +629,8 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         layout.line,
         layout.packs,
         layout.sums,
+        layout.copy,
+        layout.ring,
     )
     return _Prepared(
         numbers, plan.planes * bands, layout.size, tile.threads, tile.packed, layout.offsets

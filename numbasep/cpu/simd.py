@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 
+LINE = 64  # bytes of a cache line
+
 _FEATURES = binding.get_host_cpu_features()
 # Bytes of a vector register, and how many there are.
 VECTOR, REGISTERS = (
@@ -31,10 +33,15 @@ VECTOR, REGISTERS = (
 # Whether two registers can be permuted by an index known at run time only.
 PERMUTES = VECTOR == 64
 
+# Whether every other vector of a row is read from a copy of it that lies half a cache line further,
+# so that no load reaches into the next line (it takes twice as long, and a load goes with each
+# multiply-add). Wider registers permute; narrower ones have too little to gain.
+COPIES = VECTOR == LINE // 2
+
 # Whether to store some lanes of a register costs no more than to store all (AVX2: many times more).
 MASKS = VECTOR == 64
 
-LINE = 64  # bytes of a cache line
+PAIR = 16  # bytes of two int64
 
 _AXES = {"float16": 2, "bfloat16": 3}
 
@@ -306,21 +313,22 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
     """Make the column pass of ``rows`` neighbouring output rows.
 
     ``dst[r][x] = sum_k taps[k] * table[(r + k) * step][offset + x]`` for ``vectors`` vectors of
-    x, into rows of the compute dtype. A row that several outputs share is loaded once. The table
-    goes on for ``rows`` entries more, of rows to ask memory for.
+    x, into rows of the compute dtype and, ``copy`` bytes further, once more (``COPIES``). A row
+    that several outputs share is loaded once. The table goes on for ``rows`` entries more, of rows
+    to ask memory for.
     lanes: 1 for single elements. taps: the number of them, if fixed; else at least ``rows``.
     """
 
     @intrinsic
     def columns(
         context: Any, table: Any, step: Any, offset: Any, coefficients: Any, count: Any,
-        dst: Any, pitch: Any, storage: Any, compute: Any,
+        dst: Any, pitch: Any, copy: Any, storage: Any, compute: Any,
     ) -> Any:  # fmt: skip
         stored, computed = _name(storage), _name(compute)
-        signature = types.void(*[types.int64] * 7, storage, compute)
+        signature = types.void(*[types.int64] * 8, storage, compute)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-            table, step, offset, coefficients, count, dst, pitch = args[:7]
+            table, step, offset, coefficients, count, dst, pitch, copy = args[:8]
             e = Emitter(b, computed, lanes or lanes_of(computed))
             size, wide = itemsize(stored), itemsize(computed)
 
@@ -373,6 +381,8 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
                 for v in range(vectors):
                     where = b.add(row, e.const(v * e.lanes * wide))
                     e.store(sums[r * vectors + v], where, computed)
+                    if COPIES:
+                        e.store(sums[r * vectors + v], b.add(where, copy), computed)
             return ctx.get_dummy_value()
 
         return signature, generate
@@ -383,7 +393,8 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
 def make_row(vectors: int, lanes: int | None = None) -> Any:
     """Make the row pass: ``dst[x] = sum_i weights[i] * src[offsets[i] + x]``, i ascending.
 
-    Offsets are bytes, from a table of int64; ``src`` holds the compute dtype.
+    Offsets are bytes, from a table of pairs of int64: for the even vectors of x, and for the odd
+    ones, which may be read from a copy (``COPIES``). ``src`` holds the compute dtype.
     """
 
     @intrinsic
@@ -400,13 +411,17 @@ def make_row(vectors: int, lanes: int | None = None) -> Any:
             wide, size = itemsize(computed), itemsize(out)
 
             def body(j: Any, sums: list[Any]) -> list[Any]:
-                entry = b.add(offsets, b.mul(j, e.const(8)))
-                base = b.add(src, b.load(b.inttoptr(entry, I64.as_pointer())))
+                entry = b.add(offsets, b.mul(j, e.const(PAIR)))
+                bases = [
+                    b.add(src, b.load(b.inttoptr(b.add(entry, e.const(k)), I64.as_pointer())))
+                    for k in ((0, 8) if COPIES and vectors > 1 else (0,))
+                ]
                 w = e.broadcast(b.add(weights, b.mul(j, e.const(wide))))
-                return [
-                    e.fma(w, e.load_compute(b.add(base, e.const(v * e.lanes * wide))), sums[v])
+                xs = [
+                    e.load_compute(b.add(bases[v % len(bases)], e.const(v * e.lanes * wide)))
                     for v in range(vectors)
                 ]
+                return [e.fma(w, x, total) for x, total in zip(xs, sums, strict=True)]
 
             sums = _loop(e, e.const(0), count, [e.zero() for _ in range(vectors)], body)
             for v in range(vectors):
@@ -447,7 +462,7 @@ def make_run(vectors: int) -> Any:
             permute = f"llvm.x86.avx512.vpermi2var.{'ps' if wide == 4 else 'pd'}.512"
 
             def group(g: Any, sums: list[Any]) -> list[Any]:
-                entry = b.add(offsets, b.mul(b.mul(g, taps), e.const(8)))
+                entry = b.add(offsets, b.mul(b.mul(g, taps), e.const(PAIR)))
                 base = b.add(src, b.load(b.inttoptr(entry, I64.as_pointer())))
                 first = b.add(weights, b.mul(b.mul(g, taps), e.const(wide)))
                 chunks = b.sdiv(b.add(taps, e.const(e.lanes - 1)), e.const(e.lanes))

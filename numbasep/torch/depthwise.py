@@ -20,7 +20,7 @@ from numbasep.torch.arguments import (
     named,
     sizes,
 )
-from numbasep.torch.host import host, seen
+from numbasep.torch.host import beside, host, seen
 from numbasep.torch.registry import bilinear, define, operators
 
 
@@ -88,10 +88,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 )
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
     out = result(x, weight, bias, *options)
+    image, place = beside(x, out)
     channelwise.depthwise_conv2d(
-        seen(x), host(weight), host(bias), **named(*options[:4]), activation=options[4],
-        out=seen(out),
-    )  # fmt: skip
+        image, host(weight), host(bias), **named(*options[:4]), activation=options[4], **place
+    )
     return out
 
 

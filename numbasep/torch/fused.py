@@ -25,7 +25,7 @@ from numbasep.torch.arguments import (
     sizes,
 )
 from numbasep.torch.depthwise import asked_for
-from numbasep.torch.host import host, seen
+from numbasep.torch.host import beside, host
 from numbasep.torch.registry import define, operators
 
 
@@ -114,8 +114,9 @@ def depthwise_separable_conv2d(
     *options: Any,
 ) -> Tensor:
     out = _result(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, *options)
+    image, place = beside(x, out)
     channelwise.depthwise_separable_conv2d(
-        seen(x),
+        image,
         host(depthwise_weight),
         host(pointwise_weight),
         depthwise_bias=host(depthwise_bias),
@@ -124,6 +125,6 @@ def depthwise_separable_conv2d(
         depthwise_activation=options[4],
         activation=options[5],
         fuse=options[6],
-        out=seen(out),
+        **place,
     )
     return out

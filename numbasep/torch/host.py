@@ -19,12 +19,24 @@ from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from numbasep.arrays import TORCH
+from numbasep.torch.arguments import stands_last
 
 
 def seen(tensor: Tensor) -> Any:
     """Return a tensor as the package takes it soonest: of one on the host, NumPy's view."""
     tensor = tensor.detach()
     return TORCH.adopt(tensor) if tensor.device.type == "cpu" else tensor
+
+
+def beside(x: Tensor, out: Tensor) -> tuple[Any, dict[str, Any]]:
+    """Return an image as ``seen``, and the layout and ``out`` of a call with it.
+
+    Channels last it goes as NHWC: as the kernels see it, so that a repeated call is known at once.
+    """
+    if stands_last(x):
+        image, place = (one.detach().permute(0, 2, 3, 1) for one in (x, out))
+        return seen(image), {"layout": "NHWC", "out": seen(place)}
+    return seen(x), {"layout": "NCHW", "out": seen(out)}
 
 
 class Kept:

@@ -12,7 +12,7 @@ from numbasep import channelwise
 from numbasep.torch.activations import BY_RESULT, before
 from numbasep.torch.arguments import OPTIONS, check, named
 from numbasep.torch.depthwise import result as depthwise_result
-from numbasep.torch.host import factors, host, seen
+from numbasep.torch.host import beside, factors, host
 from numbasep.torch.registry import define, operators
 
 
@@ -85,8 +85,9 @@ def low_rank_depthwise_conv2d(
     x: Tensor, columns: Tensor, rows: Tensor, bias: Tensor | None, *options: Any
 ) -> Tensor:
     out = _result(x, columns, rows, bias, *options)
+    image, place = beside(x, out)
     channelwise.depthwise_conv2d(
-        seen(x), factors(columns, rows), host(bias), **named(*options[:4]),
-        activation=options[4], out=seen(out),
+        image, factors(columns, rows), host(bias), **named(*options[:4]),
+        activation=options[4], **place,
     )  # fmt: skip
     return out

@@ -11,7 +11,7 @@ from numbasep.plan import checks
 from numbasep.plan.channelwise import ACTIVATIONS
 from numbasep.torch.activations import BY_RESULT, before
 from numbasep.torch.arguments import check, check_bias, check_matrix, fresh
-from numbasep.torch.host import host, seen
+from numbasep.torch.host import beside, host, seen
 from numbasep.torch.registry import bilinear, define, operators
 
 
@@ -52,9 +52,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 )
 def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
     out = _result(x, weight, bias, activation)
-    channelwise.pointwise_conv2d(
-        seen(x), host(weight), host(bias), activation=activation, out=seen(out)
-    )
+    image, place = beside(x, out)
+    channelwise.pointwise_conv2d(image, host(weight), host(bias), activation=activation, **place)
     return out
 
 
@@ -74,7 +73,8 @@ def _image(grad: Tensor, weight: Tensor) -> Tensor:
 )
 def pointwise_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     out = _image(grad, weight)
-    gradients.pointwise_input_gradient(seen(grad), host(weight), out=seen(out))
+    image, place = beside(grad, out)
+    gradients.pointwise_input_gradient(image, host(weight), **place)
     return out
 
 

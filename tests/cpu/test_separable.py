@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numbasep.cpu import simd
 from numbasep.cpu.separable import run_direct, run_separable
-from numbasep.plan.cpu_tiles import CpuTile, must_pack
+from numbasep.plan.cpu_tiles import CpuTile, may_copy, must_pack
 from numbasep.plan.geometry import Axis, SpatialPlan
 from tests.by_hand import axes, correlate
 
@@ -24,20 +25,21 @@ TYPES = [
 
 @given(
     y=axes(14),
-    x=axes(40),
+    x=axes(110),
     kinds=st.sampled_from(TYPES),
     channels=st.integers(1, 3),
     rank=st.integers(0, 3),
     boundary=st.integers(0, 4),
-    strip=st.integers(1, 40),
+    strip=st.integers(1, 110),
     band=st.integers(1, 16),
     threads=st.integers(1, 3),
     packed=st.booleans(),
+    copies=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_equals_sums_by_hand_for_every_tile(
     y: Axis, x: Axis, kinds: tuple[str, str, str], channels: int, rank: int, boundary: int,
-    strip: int, band: int, threads: int, packed: bool, seed: int,
+    strip: int, band: int, threads: int, packed: bool, copies: bool, seed: int,
 ) -> None:  # fmt: skip
     storage, compute, output = kinds
     plan = SpatialPlan(
@@ -45,7 +47,8 @@ def test_equals_sums_by_hand_for_every_tile(
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 4, (2, y.size, x.size, channels)).astype(storage)[:, ::-1]
-    tile = CpuTile(strip, band, threads, packed or must_pack(plan))
+    copies = copies and simd.COPIES and may_copy(plan)
+    tile = CpuTile(strip, band, threads, packed or must_pack(plan), copies)
     real = rng.integers(0, 3, (3, 9, 9)).astype(compute)
 
     def run(image: Any, tile: CpuTile | None, noise: Any = 0) -> Any:
