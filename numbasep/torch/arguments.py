@@ -31,9 +31,11 @@ def fresh(x: Tensor, *shape: Any) -> Tensor:
     if type(x) is Tensor and x.device.type == "cpu":
         size = math.prod(shape) * x.itemsize
         if size >= LARGE:
-            memory = torch.from_numpy(np.empty(size, np.uint8)).view(x.dtype)
-            n, c, h, w = shape
-            return memory.view(n, h, w, c).permute(0, 3, 1, 2) if last else memory.view(shape)
+            memory = torch.from_numpy(np.empty(size, np.uint8)).untyped_storage()
+            _, c, h, w = shape
+            strides = (c * h * w, 1, w * c, c) if last else (c * h * w, h * w, w, 1)
+            # Not a view, which activations in place would refuse.
+            return torch.empty(0, dtype=x.dtype).set_(memory, 0, shape, strides)
     return torch.empty(
         shape,
         dtype=x.dtype,
