@@ -102,7 +102,8 @@ def check(model: nn.Module, report: nt.Report) -> Iterator[Row]:
             image = x.to(dtype).contiguous(memory_format=layout)
             error = float((one.to(memory_format=layout)(image).double() - exact).abs().max())
             yield {
-                "contender": name + suffix, "dtype": str(dtype).removeprefix("torch."),
+                "case": f"check/{dtype}".replace("torch.", ""), "contender": name + suffix,
+                "dtype": str(dtype).removeprefix("torch."),
                 "error": error, "largest": float(exact.abs().max()), "bound": bound,
                 "equal": error <= bound, "layers": len(report.layers),
                 "swapped": len(report.swapped),
@@ -231,7 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
                         f"  {row['contender']:<24}{row['dtype']:<9}largest {row['largest']:.3g}, "
                         f"error {row['error']:.3g}, bound {row['bound']:.3g}", flush=True,
                     )  # fmt: skip
-                    emit(out, common | {"case": f"model/{name}/check", "op": "model_check"} | row)
+                    case = f"model/{name}/{row['case']}"
+                    emit(out, common | row | {"case": case, "op": "model_check"})
             for batch in options.batch:
                 for passes in options.passes:
                     for part in options.parts if passes != "check" else ():
@@ -241,7 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
                         print(case, said(rows), flush=True)
                         for index, row in enumerate(rows):
                             last = {"last": True} if index + 1 == len(rows) else {}
-                            emit(out, common | {"case": case, "op": f"model_{part}"} | row | last)
+                            columns = {"case": case, "op": f"model_{part}", "dtype": "float32"}
+                            emit(out, common | columns | row | last)
     return int(wrong)
 
 
