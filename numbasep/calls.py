@@ -142,7 +142,6 @@ class HostCall(Call):
 
     def companion(self, argument: str, value: Any) -> Any:
         """Return another image in the layout of ``x``, as ``image`` does."""
-        devices.refuse(argument, value, "and x is in host memory; pass a host array")
         array, kind = arrays.adopt(argument, value)
         check_companion(argument, kind.name, self.kind.name, checks.name_of(array.dtype), self)
         return self._dense(np.moveaxis(array, -3, -1) if self.turned else array)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numbasep import channelwise, nvtx
+from numbasep import channelwise, devices, nvtx
 from numbasep.calls import LAST, DeviceCall, HostCall, run
 from numbasep.channelwise import _depthwise_weight, _joined, _planned, _pointwise_weight
 from numbasep.plan import channelwise as planner
@@ -199,6 +199,8 @@ def depthwise_weight_gradient(
 
 def _seen(call: HostCall | DeviceCall, argument: str, value: Any) -> tuple[int, ...]:
     """Return the shape of an image beside ``x``, in the layout that the kernels see."""
+    if isinstance(call, HostCall):
+        devices.refuse(argument, value, "and x is in host memory; pass a host array")
     shape = getattr(value, "shape", None)
     if shape is None or len(shape) != len(call.shape):
         got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"

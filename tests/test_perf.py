@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import signal
 
 from perf import cases, contenders, goals, machine, reference, report, run, timing
@@ -430,3 +431,21 @@ def test_profiler_lines_name_case_and_range(backend: str) -> None:
     assert case.name in commands["nsys"]
     assert commands["nsys"][commands["nsys"].index("--backend") + 1] == backend
     assert profile.find(case.name) == case
+
+
+@pytest.mark.parametrize(
+    "label", ["depthwise/float32/NCHW/mbv2_b2_s2", "fused/float32/NCHW/effb0_b4"]
+)
+def test_modules_are_checked_before_they_are_timed(label: str) -> None:
+    from perf import torch_layers
+
+    case = cases.small(next(torch_layers.select([f"{label}/n1"])))
+    for training in (False, True):
+        timer = timing.Interleaved(rounds=1, budget=0.001, tries=1)
+        rows = list(torch_layers.measure(case, timer, training))
+        names = {
+            f"{name}{layout}" for name in ("numbasep", "torch") for layout in torch_layers.LAYOUTS
+        }
+        assert {row["contender"] for row in rows if row["seconds"]["p50"] > 0} == names
+    wrong = [torch.ones(2)], [torch.ones(2, dtype=torch.float64) + 1e-3], [torch.ones(2)]
+    assert "result 0" in torch_layers.wrong(*wrong, n=9)

@@ -1,9 +1,9 @@
 """Gradients of the depthwise convolution on the CPU.
 
 To the input: a depthwise correlation of the gradient with flipped taps, one for each phase of the
-stride; with a padding that copies, of the padded image, which is folded. To the weight: threads
-take slices of the batch and the rows, and add up products in vectors for each tap; the partial sums
-of slices and lanes are added in pairs at the end.
+stride, which are interleaved; with a padding that copies, of the padded image, which is folded. To
+the weight: threads take slices of the batch and the rows, and add up products in vectors for each
+tap; the partial sums of slices and lanes are added in pairs at the end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, blocks, compiled, depthwise, pool, products, simd
+from numbasep.cpu import (
+    atomics,
+    blocks,
+    channel_sums,
+    compiled,
+    depthwise,
+    interleave,
+    pool,
+    products,
+    simd,
+)
 from numbasep.cpu.channels import (
     BAND,
     BANDS,
@@ -42,7 +52,7 @@ from numbasep.cpu.channels import (
 from numbasep.cpu.depthwise import Tile, row_bytes
 from numbasep.cpu.planes import clear_band, pack_band
 from numbasep.cpu.pool import address
-from numbasep.cpu.products import BLOCK
+from numbasep.cpu.products import BLOCK, added
 from numbasep.cpu.separable import map_index
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
@@ -66,8 +76,8 @@ PIXEL_ROWS, PIXEL_CHANNELS = 4, 128
 # one output to the next in what is multiplied; the pixels of a row that taps read.
 (
     CORRELATION, GRAD, SUMS, FILL, OFFSETS,
-    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN, ONES,
-) = range(15)  # fmt: skip
+    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN,
+) = range(14)  # fmt: skip
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -90,15 +100,11 @@ def plane_work(
             band, n = unit % p[BANDS], unit // p[BANDS]
             y0 = band * p[BAND]
             rows = min(p[OH] - y0, p[BAND])
-            x = q[FILL]
-            if q[ONES] == 0:
-                x = scratch
-                clear_band(p, scratch, rows)
+            clear_band(p, scratch, rows)
             for c in range(first, min(first + q[GROUP], p[C])):
-                if q[ONES] == 0:
-                    needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
-                    base = p[IMAGE] + (n * p[C] + c) * p[H] * p[W] * p[SIZE]
-                    pack_band(p, base, y0 * p[SY] + p[OY], needed, x)
+                needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
+                base = p[IMAGE] + (n * p[C] + c) * p[H] * p[W] * p[SIZE]
+                pack_band(p, base, y0 * p[SY] + p[OY], needed, scratch)
                 for f in range(c * q[M], (c + 1) * q[M]):
                     grad = q[GRAD] + ((n * filters + f) * p[OH] + y0) * g_row
                     acc = q[SUMS] + (part * filters + f) * q[TAPS] * vector
@@ -106,13 +112,13 @@ def plane_work(
                         to, offsets = acc + tap * vector, q[OFFSETS] + 8 * tap
                         if full > 0:
                             rows_full(
-                                to, vector, grad, g_row, x, q[STEP_Y], q[STEP_X], offsets, rows,
-                                full, storage, compute,
+                                to, vector, grad, g_row, scratch, q[STEP_Y], q[STEP_X], offsets,
+                                rows, full, storage, compute,
                             )  # fmt: skip
                         if p[OW] > full * lanes:
                             rows_edge(
                                 to, vector, grad + full * lanes * size, g_row,
-                                x + full * q[STEP_X], q[STEP_Y], q[STEP_X], offsets, rows,
+                                scratch + full * q[STEP_X], q[STEP_Y], q[STEP_X], offsets, rows,
                                 p[OW] - full * lanes, storage, compute,
                             )  # fmt: skip
         atomics.take(taken + 8)
@@ -141,9 +147,6 @@ def pixel_work(
             y0 = band * PIXEL_ROWS
             rows = min(p[OH] - y0, PIXEL_ROWS)
             needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
-            if q[ONES]:
-                atomics.poke(scratch, q[FILL])
-                needed = 0
             for j in range(needed):
                 y = map_index(y0 * p[SY] + p[OY] + j, p[H], p[BOUNDARY])
                 for i in range(span):
@@ -187,7 +190,7 @@ def driver(planar: bool, storage: str, compute: str, version: int = VERSION) -> 
 
 
 @lru_cache(maxsize=512)
-def prepare(plan: DepthwisePlan, ones: bool) -> tuple[Prepared, Prepared]:
+def prepare(plan: DepthwisePlan) -> tuple[Prepared, Prepared]:
     """Return what calls of a plan share: of the correlation, and of its weight gradient."""
     planar = plan.layout == "NCHW"
     alone = replace(plan, multiplier=1, output=plan.compute)
@@ -203,25 +206,23 @@ def prepare(plan: DepthwisePlan, ones: bool) -> tuple[Prepared, Prepared]:
         steps = y.stride * pitch, wide * blocks.lanes_of(plan.compute)
         group = max(1, min(8, plan.channels // 32, 1024 // (y.taps * x.taps * plan.multiplier)))
         units, scratch = plan.batch * -(-y.out // band), one.scratch
-        fill = np.ones(blocks.lanes_of(plan.compute), plan.compute)
+        fill = np.empty(0)
     else:
         pitch, shifts = 8 * span, 8 * across
         steps = y.stride * pitch, 8 * x.stride
         group = min(plan.channels, PIXEL_CHANNELS)
         units = plan.batch * -(-y.out // PIXEL_ROWS)
         scratch = ((PIXEL_ROWS - 1) * y.stride + y.extent) * pitch
-        fill = np.full(plan.channels, float(ones), plan.storage)
+        fill = np.zeros(plan.channels, plan.storage)
     offsets = (down[:, None] * pitch + shifts).astype(np.int64).ravel()
     # Whole blocks: the last tap once more.
     offsets = np.pad(offsets, (0, -len(offsets) % BLOCK), "edge")
-    if ones:
-        offsets[:], steps = 0, (0, 0)
     groups = -(-plan.channels // group)
     slices = planner.slices(units, groups)
-    numbers = np.zeros(ONES + 1, np.int64)
+    numbers = np.zeros(SPAN + 1, np.int64)
     numbers[FILL:] = (
         address(fill), address(offsets), plan.multiplier, group, groups, units, slices,
-        len(offsets), *steps, span, ones,
+        len(offsets), *steps, span,
     )  # fmt: skip
     return one, Prepared(numbers, groups * slices, scratch + 64, 1, (fill, offsets))
 
@@ -231,18 +232,20 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
     if grad.size == 0:
         out[...] = 0
         return
+    if image is None:
+        channel_sums.run(plan, grad, out)
+        return
     if plan.layout == "NHWC" and plan.multiplier > 1:
         # Vectors of filters would need channels repeated.
-        assert image is not None
         image, grad = (np.ascontiguousarray(np.moveaxis(one, -1, 1)) for one in (image, grad))
         plan = replace(plan, layout="NCHW")
-    one, made = prepare(plan, image is None)
+    one, made = prepare(plan)
     planar, lanes = plan.layout == "NCHW", blocks.lanes_of(plan.compute)
     taps, slices = int(made.numbers[TAPS]), int(made.numbers[SLICES])
     shape = (plan.filters, taps, lanes) if planar else (taps, plan.channels)
     sums = np.zeros((slices, *shape), plan.compute)
     correlation = one.numbers.copy()
-    correlation[IMAGE] = 0 if image is None else address(image)
+    correlation[IMAGE] = address(image)
     numbers = made.numbers.copy()
     numbers[:FILL] = address(correlation), address(grad), address(sums)
     threads = numba.get_num_threads()
@@ -258,17 +261,6 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
     np.copyto(out, total.reshape(out.shape), casting="unsafe")
 
 
-def added(values: Array, axis: int) -> Array:
-    """Return the sum over an axis, by adding the second half to the first, again and again."""
-    values = np.moveaxis(values, axis, 0)
-    while len(values) > 1:
-        half = len(values) // 2
-        head = values[:half] + values[half : 2 * half]
-        values = np.concatenate((head, values[2 * half :])) if len(values) % 2 else head
-    found: Array = values[0]
-    return found
-
-
 def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Array) -> None:
     """Write the gradient to the input into ``out``; see ``plan.gradients``."""
     (top, bottom), (left, right) = planner.padded(plan)
@@ -278,6 +270,9 @@ def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Arr
         _correlate(plan, down[0], across[0], grad, weight, out, plan.output)
         return
     planar = plan.layout == "NCHW"
+    if plan.boundary == boundaries.FILL and plan.multiplier == 1:
+        _by_phases(plan, down, across, grad, weight, out)
+        return
     height, width = bottom - top, right - left
 
     def fresh(channels: int, rows: int, columns: int) -> Array:
@@ -299,6 +294,44 @@ def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Arr
         for axis, places in ((plan.y, 2 if planar else 1), (plan.x, 3 if planar else 2)):
             whole = _folded(whole, places, planner.folds(axis, plan.boundary))
     np.copyto(out, whole, casting="unsafe")
+
+
+# Bytes of all phases of some images: they stay in a cache until they are interleaved.
+PHASES = 4 << 20
+
+
+def _by_phases(
+    plan: DepthwisePlan,
+    down: tuple[Phase, ...],
+    across: tuple[Phase, ...],
+    grad: Array,
+    weight: Array,
+    out: Array,
+) -> None:
+    """Write the gradient of a convolution with a stride: some images at a time, phase by phase."""
+    wide = np.dtype(plan.compute).itemsize
+    images = min(max(1, PHASES // (out[0].size * wide)), plan.batch)
+    parts = [
+        np.empty(
+            (images, plan.channels, one.axis.out, two.axis.out)
+            if plan.layout == "NCHW"
+            else (images, one.axis.out, two.axis.out, plan.channels),
+            plan.compute,
+        )
+        for one in down
+        for two in across
+    ]
+    for start in range(0, plan.batch, images):
+        count = min(images, plan.batch - start)
+        some = replace(plan, batch=count)
+        given, made = grad[start : start + count], [one[:count] for one in parts]
+        for place, part in enumerate(made):
+            one, two = down[place // len(across)], across[place % len(across)]
+            _correlate(some, one, two, given, weight, part, plan.compute)
+        interleave.run(
+            made, out[start : start + count], len(down), len(across), plan.layout, plan.compute,
+            plan.output,
+        )  # fmt: skip
 
 
 def _filters_added(part: Array, multiplier: int, axis: int) -> Array:

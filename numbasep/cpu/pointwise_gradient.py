@@ -1,7 +1,13 @@
 """The weight gradient of the pointwise convolution on the CPU.
 
-``out[o][c] = sum_p grad[p][o] * image[p][c]``: products of blocks of the two, pixels by channels,
-with the pixels of a slice ascending; the partial sums of slices are added in pairs.
+``out[o][c] = sum_p grad[p][o] * image[p][c]``. A work item takes a slice of the pixels and some of
+the outputs. A chunk at a time, it packs both factors into panels, some channels of all pixels, so
+that what a product reads of them is in a row:
+
+    image  panels of VECTORS vectors    |p0 c0 .. c15|p1 c0 .. c15| ...
+    grad   panels of SHARE outputs      |p0 o0 .. o47|p1 o0 .. o47| ...
+
+and adds the products of all panels to the slice's sums. Those of slices are added in pairs.
 """
 
 from __future__ import annotations
@@ -16,53 +22,143 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, compiled, depthwise_gradient, pointwise, pool, simd
-from numbasep.cpu.channels import Prepared, bounds_of
+from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, simd
+from numbasep.cpu.channels import Prepared, bounds_of, move_row
 from numbasep.cpu.pool import address
+from numbasep.cpu.separable import move
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import PointwisePlan
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(Path(__file__).read_bytes(), pointwise.VERSION)
+VERSION = zlib.crc32(Path(__file__).read_bytes())
 
-# Rows of the result in a work item, and the fewest pixels of a slice.
-SHARE, LEAST = 8 * pointwise.ROWS, 256
+# Outputs of a panel; pixels of a chunk, and of a slice at least.
+SHARE, CHUNK = 8 * pointwise.ROWS, 256
+# Elements of the sums of all slices, and items, enough for many threads.
+SUMMED, ITEMS = 1 << 18, 16
 
-# Places of the numbers that describe a product.
-GRAD, IMAGE, SUMS, ZEROS, GEOMETRY, STARTS, MIX, C, COUT, SHARES, WIDE = range(11)
+sums_full = products.make_sums(1, masked=False)
+sums_edge = products.make_sums(1, masked=True)
+
+# Places of the numbers that describe a product: addresses of the factors, sums, zeros, geometry and
+# slices' first pixels; channels, outputs, panels of outputs in an item, groups of them; elements
+# of an image's panel; pixels of an image; bytes of an element; places in the scratch memory.
+(
+    GRAD, IMAGE, SUMS, ZEROS, GEOMETRY, STARTS, MIX,
+    C, COUT, SHARES, GROUPS, PANEL, PLANE, SIZE, PLANAR, LEFT_AT, RESULT_AT, COPY_AT,
+) = range(18)  # fmt: skip
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int) -> None:
-    """Take slices of shares of the rows until there are none."""
+def pack_plane(src: int, dst: int, pixels: int, n: int, pitch: int, row: int, compute: Any) -> None:
+    """Write n planes' pixels as pixels' channels: bytes between planes, and between pixels."""
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    c = 0
+    while pixels >= lanes and c + lanes <= n:
+        p = 0
+        while p < pixels:
+            # The last pixels once more.
+            p = min(p, pixels - lanes)
+            blocks.transpose(
+                src + c * pitch + p * wide, pitch, dst + p * row + c * wide, row, compute
+            )
+            p += lanes
+        c += lanes
+    while c < n:
+        for p in range(pixels):
+            move(src + c * pitch + p * wide, dst + p * row + c * wide, wide)
+        c += 1
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def pack(
+    q: Array, src: int, channels: int, first: int, last: int, block: int, start: int, count: int,
+    dst: int, storage: Any, compute: Any, spec: Any,
+) -> None:  # fmt: skip
+    """Pack channels first to last of ``count`` pixels into panels of ``block``."""
+    wide = simd.size_of(compute)
+    row = block * wide
+    for c in range(first, last, block):
+        n = min(block, last - c)
+        if q[PLANAR]:
+            p = 0
+            while p < count:
+                image, at = (start + p) // q[PLANE], (start + p) % q[PLANE]
+                some = min(q[PLANE] - at, count - p)
+                plane = src + ((image * channels + c) * q[PLANE] + at) * wide
+                pack_plane(plane, dst + p * row, some, n, q[PLANE] * wide, row, compute)
+                p += some
+        else:
+            for p in range(count):
+                pixel = src + ((start + p) * channels + c) * q[SIZE]
+                move_row(pixel, dst + p * row, n, storage, compute, compute, spec)
+        dst += count * row
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def add_row(to: int, src: int, n: int, compute: Any) -> None:
+    """Add n elements to as many."""
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    for i in range(0, n, lanes):
+        at = i * wide
+        if i + lanes <= n:
+            sums_full(to + at, src + at, 0, 1, lanes, compute, compute)
+        else:
+            sums_edge(to + at, src + at, 0, 1, n - i, compute, compute)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def work(
+    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any, spec: Any
+) -> None:
+    """Take slices of groups of outputs until there are none."""
     q = simd.as_pointer(numbers)
-    wide = q[WIDE]
+    wide = simd.size_of(compute)
+    panel, tile, geometry = q[PANEL], scratch + q[RESULT_AT], scratch + q[COPY_AT]
+    for k in range(pointwise.GEOMETRY_SIZE):
+        atomics.poke(geometry + 8 * k, atomics.peek(q[GEOMETRY] + 8 * k))
     while True:
         item = atomics.take(taken)
         if item >= items:
             break
-        share, part = item % q[SHARES], item // q[SHARES]
-        first, start = share * SHARE, atomics.peek(q[STARTS] + 8 * part)
-        atomics.call8(
-            q[MIX], q[GEOMETRY] + 8 * pointwise.GEOMETRY_SIZE * part,
-            q[GRAD] + (start * q[COUT] + first) * wide,
-            q[IMAGE] + start * q[C] * wide, pointwise.LOOSE,
-            q[SUMS] + (part * q[COUT] + first) * q[C] * wide, q[ZEROS],
-            min(SHARE, q[COUT] - first), q[C],
-        )  # fmt: skip
+        group, part = item % q[GROUPS], item // q[GROUPS]
+        first = group * q[SHARES] * SHARE
+        last = min(first + q[SHARES] * SHARE, q[COUT])
+        sums, end = q[SUMS] + part * q[COUT] * q[C] * wide, atomics.peek(q[STARTS] + 8 * part + 8)
+        for start in range(atomics.peek(q[STARTS] + 8 * part), end, CHUNK):
+            count = min(CHUNK, end - start)
+            atomics.poke(geometry + 8 * pointwise.COUNT, count)
+            left = scratch + q[LEFT_AT]
+            pack(q, q[IMAGE], q[C], 0, q[C], panel, start, count, scratch, storage, compute, spec)
+            pack(
+                q, q[GRAD], q[COUT], first, last, SHARE, start, count, left, storage, compute, spec
+            )
+            for o in range(first, last, SHARE):
+                rows = min(SHARE, last - o)
+                for c in range(0, q[C], panel):
+                    n = min(panel, q[C] - c)
+                    atomics.call8(
+                        q[MIX], geometry, left, scratch + c * count * wide, pointwise.LOOSE, tile,
+                        q[ZEROS], rows, n,
+                    )  # fmt: skip
+                    to = sums + (o * q[C] + c) * wide
+                    for r in range(rows):
+                        add_row(to + r * q[C] * wide, tile + r * panel * wide, n, compute)
+                left += count * SHARE * wide
         atomics.take(taken + 8)
 
 
 @cache
-def driver(version: int = VERSION) -> Any:
+def driver(storage: str, compute: str, version: int = VERSION) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
         if version:
-            work(numbers, counter, items)
+            work(numbers, counter, items, scratch, stored, computed, spec)
 
     return driver
 
@@ -70,22 +166,31 @@ def driver(version: int = VERSION) -> Any:
 @lru_cache(maxsize=512)
 def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
     """Return what calls of a plan share, and the number of slices."""
-    wide = np.dtype(plan.compute).itemsize
+    wide, planar = np.dtype(plan.compute).itemsize, plan.layout == "NCHW"
     pixels, shares = plan.batch * plan.pixels, -(-plan.outputs // SHARE)
-    slices = planner.slices(-(-pixels // LEAST), shares)
+    slices = max(1, min(pixels // CHUNK, SUMMED // (plan.outputs * plan.channels), planner.PARTS))
+    # The bits do not depend on groups: an output's sums are its own.
+    together = -(-shares // -(-ITEMS // slices))
+    groups = -(-shares // together)
     starts = np.arange(slices + 1, dtype=np.int64) * pixels // slices
     bounds = bounds_of(plan.compute, "none")
-    geometry = np.zeros((slices, pointwise.GEOMETRY_SIZE), np.int64)
-    row, outputs = plan.channels * wide, plan.outputs * wide
-    geometry[:] = wide, outputs, row, row, 0, address(bounds), 0
-    geometry[:, pointwise.COUNT] = np.diff(starts)
-    zeros = np.zeros(plan.channels, plan.compute)
-    numbers = np.zeros(WIDE + 1, np.int64)
+    panel = pointwise.VECTORS * blocks.lanes_of(plan.compute)
+    geometry = np.array(
+        [wide, SHARE * wide, panel * wide, panel * wide, 0, address(bounds), 0], np.int64
+    )
+    zeros = np.zeros(panel, plan.compute)
+    left_at = -(-plan.channels // panel) * panel * CHUNK * wide
+    result_at = left_at + together * SHARE * CHUNK * wide
+    copy_at = result_at + SHARE * panel * wide
+    numbers = np.zeros(COPY_AT + 1, np.int64)
     numbers[ZEROS:] = (
         address(zeros), address(geometry), address(starts),
-        pointwise.mixer(plan.compute, 2).address, plan.channels, plan.outputs, shares, wide,
+        pointwise.mixer(plan.compute, 2).address, plan.channels, plan.outputs, together, groups,
+        panel, plan.pixels, simd.itemsize(plan.storage), planar, left_at, result_at,
+        copy_at,
     )  # fmt: skip
-    return Prepared(numbers, shares * slices, 64, 1, (bounds, geometry, zeros, starts)), slices
+    owners = bounds, geometry, zeros, starts
+    return Prepared(numbers, groups * slices, copy_at + 64, 1, owners), slices
 
 
 def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Array) -> None:
@@ -93,18 +198,24 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
     if grad.size == 0:
         out[...] = 0
         return
-    if plan.layout == "NCHW":
-        image, grad = np.moveaxis(image, 1, 2), np.moveaxis(grad, 1, 2)
-    image, grad = (np.ascontiguousarray(one, plan.compute) for one in (image, grad))
     made, slices = prepare(plan)
-    sums = np.empty((slices, plan.outputs, plan.channels), plan.compute)
+    storage = plan.storage
+    if plan.layout == "NCHW":
+        # Planes are packed in the compute dtype.
+        image, grad = (np.ascontiguousarray(one, plan.compute) for one in (image, grad))
+        storage = plan.compute
+    direct = slices == 1 and out.dtype == np.dtype(plan.compute)
+    direct = direct and not any(np.may_share_memory(out, one) for one in (image, grad))
+    sums = out[None] if direct else np.empty((slices, plan.outputs, plan.channels), plan.compute)
+    sums[...] = 0
     numbers = made.numbers.copy()
     numbers[:ZEROS] = address(grad), address(image), address(sums)
     threads = numba.get_num_threads()
     if grad.size * plan.channels < 2 * cpu_tiles.ALONE:
         threads = 1
     pool.run(
-        driver().address, numbers, made.items, made.scratch, threads,
+        driver(storage, plan.compute).address, numbers, made.items, made.scratch, threads,
         (image, grad, sums, numbers, made),
     )  # fmt: skip
-    np.copyto(out, depthwise_gradient.added(sums, 0), casting="unsafe")
+    if not direct:
+        np.copyto(out, products.added(sums, 0), casting="unsafe")

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from numbasep.cpu import simd
 from numbasep.cpu.blocks import Emitter, _loop, lanes_of
@@ -17,6 +20,9 @@ from numbasep.cpu.simd import itemsize
 
 # Taps of a 3 x 3 kernel: so many sums fit in the registers of every machine.
 BLOCK = 9
+
+# Vectors that are summed side by side.
+SUMS = 4
 
 
 def _sums(e: Any, acc: Any, step: Any, mask: Any) -> tuple[list[Any], list[Any]]:
@@ -114,3 +120,71 @@ def make_pixels(*, masked: bool) -> Any:
         return signature, generate
 
     return pixels_block
+
+
+def make_sums(vectors: int, *, masked: bool) -> Any:
+    """Make the block of sums: ``acc[v] += src[i * step + v]`` for ``count > 0`` i, vectors v.
+
+    masked: for the first n elements of the last vector.
+    """
+
+    @intrinsic
+    def sums_block(
+        context: Any, acc: Any, src: Any, step: Any, count: Any, n: Any, storage: Any, compute: Any
+    ) -> Any:
+        stored, computed = simd._name(storage), simd._name(compute)
+        signature = types.void(*[types.int64] * 5, storage, compute)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            acc, src, step, count, n = args[:5]
+            e = Emitter(b, computed, lanes_of(computed))
+            mask = e.mask(n, 0) if masked else None
+            apart, size = e.lanes * itemsize(computed), e.lanes * itemsize(stored)
+            places = [b.add(acc, e.const(v * apart)) for v in range(vectors)]
+            sums = [e.load(place, computed, mask) for place in places]
+
+            def row(i: Any, carried: Any) -> Any:
+                at = b.add(src, b.mul(step, i))
+                return [
+                    [b.fadd(total[0], e.load(b.add(at, e.const(v * size)), stored, mask)[0])]
+                    for v, total in enumerate(carried)
+                ]
+
+            for place, total in zip(places, _loop(e, count, sums, row), strict=True):
+                e.store(total, place, computed, mask)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return sums_block
+
+
+@intrinsic
+def zip_two(context: Any, even: Any, odd: Any, dst: Any, compute: Any, output: Any) -> Any:
+    """Write a vector of even elements and one of odd ones as two vectors of neighbours."""
+    computed, out = simd._name(compute), simd._name(output)
+    signature = types.void(*[types.int64] * 3, compute, output)
+
+    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+        e = Emitter(b, computed, lanes_of(computed))
+        pair = [e.load(one, computed)[0] for one in args[:2]]
+        kind = ir.VectorType(ir.IntType(32), e.lanes)
+        for half in range(2):
+            start = half * e.lanes // 2
+            order = [start + i // 2 + i % 2 * e.lanes for i in range(e.lanes)]
+            value = b.shuffle_vector(*pair, ir.Constant(kind, order))
+            e.store([value], b.add(args[2], e.const(half * e.lanes * itemsize(out))), out)
+        return ctx.get_dummy_value()
+
+    return signature, generate
+
+
+def added(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Return the sum over an axis, by adding the second half to the first, again and again."""
+    values = np.moveaxis(values, axis, 0)
+    while len(values) > 1:
+        half = len(values) // 2
+        head = values[:half] + values[half : 2 * half]
+        values = np.concatenate((head, values[2 * half :])) if len(values) % 2 else head
+    found: NDArray[Any] = values[0]
+    return found

@@ -10,7 +10,7 @@ from numbasep.torch.functional import (
     saved_bytes,
     separable_conv2d,
 )
-from numbasep.torch.host import forget
+from numbasep.torch.host import kept_weights
 from numbasep.torch.modules import (
     DepthwiseConv2d,
     DepthwiseSeparableConv2d,
@@ -28,7 +28,7 @@ __all__ = [
     "SeparableConv2d",
     "depthwise_conv2d",
     "depthwise_separable_conv2d",
-    "forget",
+    "kept_weights",
     "pointwise_conv2d",
     "saved_bytes",
     "separable_conv2d",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from numbasep.plan import checks
 from numbasep.plan.channelwise import PADDING_MODES, sides
-from numbasep.torch import spatial  # noqa: F401  registers its operator
 from numbasep.torch.ops import operators
 
 Padding = int | tuple[int, int] | tuple[int, int, int, int] | str

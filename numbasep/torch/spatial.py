@@ -13,21 +13,17 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.library import custom_op, register_autograd, register_fake, register_vmap
 
 from numbasep import boundary as boundaries
 from numbasep import spatial
 from numbasep.plan import checks
 from numbasep.plan.spatial import MODES
-from numbasep.torch.host import host
-from numbasep.torch.ops import FLOATS, fresh, operators, vmap_rule
-
-SCHEMA = (
-    "(Tensor x, Tensor columns, Tensor rows, str mode, str boundary, float fillvalue, "
-    "int[] stride, int[] dilation) -> Tensor"
-)
+from numbasep.torch.arguments import FLOATS, fresh
+from numbasep.torch.host import host, seen
+from numbasep.torch.registry import define, operators
 
 
 def _extent(taps: int, dilation: int) -> int:
@@ -83,39 +79,6 @@ def _result(
     if x.dim() == 4:
         return fresh(x, *x.shape[:2], *sizes)
     return x.new_empty((*x.shape[:-2], *sizes))
-
-
-@custom_op("numbasep::separable_conv2d", mutates_args=(), schema=SCHEMA)
-def separable_conv2d(
-    x: Tensor,
-    columns: Tensor,
-    rows: Tensor,
-    mode: str,
-    boundary: str,
-    fillvalue: float,
-    stride: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    out = _result(x, columns, rows, mode, boundary, fillvalue, stride, dilation)
-    taps = [_taps(one) for one in (columns, rows)]
-    spatial.separable_conv2d(
-        x.detach(),
-        (taps[0], taps[1]),
-        mode=mode,
-        boundary=boundary,
-        fillvalue=fillvalue,
-        stride=(stride[0], stride[1]),
-        dilation=(dilation[0], dilation[1]),
-        out=out,
-    )
-    return out
-
-
-def _taps(taps: Tensor) -> Any:
-    """Return taps in a dtype that every factor may have."""
-    copy = host(taps)
-    assert copy is not None
-    return copy.to(torch.float64).numpy()
 
 
 @lru_cache(maxsize=256)
@@ -217,6 +180,36 @@ def _spread(grad: Tensor, stride: Sequence[int]) -> Tensor:
     return wide
 
 
-register_fake("numbasep::separable_conv2d", _result)
-register_autograd("numbasep::separable_conv2d", _backward, setup_context=_setup)
-register_vmap("numbasep::separable_conv2d", vmap_rule(operators.separable_conv2d, True))
+@define(
+    "separable_conv2d",
+    "Tensor x, Tensor columns, Tensor rows, str mode, str boundary, float fillvalue, "
+    "int[] stride, int[] dilation",
+    result=_result,
+    setup=_setup,
+    backward=_backward,
+    folds=True,
+)
+def separable_conv2d(
+    x: Tensor,
+    columns: Tensor,
+    rows: Tensor,
+    mode: str,
+    boundary: str,
+    fillvalue: float,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    out = _result(x, columns, rows, mode, boundary, fillvalue, stride, dilation)
+    # In a dtype that every factor may have.
+    taps = [host(one).astype(np.float64) for one in (columns, rows)]
+    spatial.separable_conv2d(
+        seen(x),
+        (taps[0], taps[1]),
+        mode=mode,
+        boundary=boundary,
+        fillvalue=fillvalue,
+        stride=(stride[0], stride[1]),
+        dilation=(dilation[0], dilation[1]),
+        out=seen(out),
+    )
+    return out

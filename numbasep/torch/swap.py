@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from numbasep.cost import LayerCost, cost
-from numbasep.torch.modules import DepthwiseConv2d, LowRankDepthwiseConv2d
-from numbasep.torch.swapped import Stage, SwappedDepthwise, activation_of, parts_of, passed
+from numbasep.torch.modules import DepthwiseConv2d
+from numbasep.torch.swapped import (
+    Stage,
+    SwappedDepthwise,
+    SwappedLowRank,
+    activation_of,
+    parts_of,
+    passed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,19 +271,22 @@ def _exchange(
             second, end, stays = _stage(modules, pointwise, after)
             takes = _path(after, name, end)
             why = stays and f"after the pointwise, {stays}"
-    alone = None if tol is None else _low_rank(conv, tol)
-    if alone is not None:
-        why = "row and column passes are an operator of their own"
-        _put(model, name, alone)
-        made = Layer(name, why=why, rank=alone.rank, error=alone.error)
+    swapped: SwappedDepthwise | SwappedLowRank
+    factored = None if tol is None else _low_rank(conv, tol)
+    if factored is not None:
+        swapped = factored
+        takes = [] if last == name else _path(after, name, last)
+        why = "row and column passes are an operator without a pointwise" if pointwise else why
+        made = Layer(name, tuple(takes), why=why, rank=factored.rank, error=factored.error)
     else:
-        swapped: SwappedDepthwise = SwappedDepthwise.of(conv)
-        swapped.first, swapped.second, swapped.names = first, second, tuple(takes)
-        first.conv = None
-        for one in takes:
-            modules[one].forward = passed
-        _put(model, name, swapped)
+        swapped = SwappedDepthwise.of(conv)
+        swapped.second = second
         made = Layer(name, tuple(takes), pointwise=pointwise, why=why)
+    swapped.first, swapped.names = first, made.takes
+    first.conv = None
+    for one in takes:
+        modules[one].forward = passed
+    _put(model, name, swapped)
     if shape is None:
         return made
     return replace(made, cost=_cost(conv, modules, made, shape))
@@ -357,12 +367,12 @@ def _no_pointwise(module: nn.Module, conv: nn.Conv2d) -> str:
     return ""
 
 
-def _low_rank(conv: nn.Conv2d, tol: float) -> LowRankDepthwiseConv2d | None:
+def _low_rank(conv: nn.Conv2d, tol: float) -> SwappedLowRank | None:
     """Return a large kernel's convolution by factors, where they pay."""
     high, wide = conv.kernel_size
     if min(high, wide) < 7:
         return None
-    made = LowRankDepthwiseConv2d.of(conv, tol=tol)
+    made: Any = SwappedLowRank.of(conv, tol=tol)
     return made if made.rank * (high + wide) < high * wide else None
 
 

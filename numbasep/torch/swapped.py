@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from numbasep.torch import functional
-from numbasep.torch.host import folds
-from numbasep.torch.modules import DepthwiseConv2d
+from numbasep.torch.host import folds, promised
+from numbasep.torch.modules import DepthwiseConv2d, LowRankDepthwiseConv2d
 from numbasep.torch.ops import operators
 
 
@@ -69,7 +69,10 @@ class Stage:
         return norm is not None and bool(norm.training or norm.running_mean is None)
 
     def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias with the norm's scale and shift in them."""
+        """Return weight and bias with the norm's scale and shift in them.
+
+        weight: of whatever shape, filters first.
+        """
         norm: Any = self.norm
         if norm is None:
             return weight, bias
@@ -89,14 +92,18 @@ class Stage:
                 shift = shift + bias.double() * scale
             if norm.bias is not None:
                 shift = shift + norm.bias.double()
-            wide = weight.double() * scale[:, None, None, None]
+            wide = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
             return wide.to(weight.dtype), shift.to(weight.dtype)
 
         learns = torch.is_grad_enabled() and any(one.requires_grad for one in given)
-        # On the host it costs little, and what writes through ``.data`` must show.
-        if learns or torch.compiler.is_compiling() or not weight.is_cuda:
+        if learns or torch.compiler.is_compiling():
             return fold()
-        found: tuple[Tensor, Tensor] = folds.get(norm.eps, fold, *given)
+        what = norm.eps, bias is None, norm.weight is None, norm.bias is None
+        found: tuple[Tensor, Tensor]
+        if weight.device.type == "cpu":
+            found = folds.by_content(what, fold, *given)
+        else:
+            found = folds.by_version(what, fold, *given) if promised() else fold()
         return found
 
     def by_torch(self, x: Tensor) -> Tensor:
@@ -147,5 +154,34 @@ class SwappedDepthwise(DepthwiseConv2d):
         return x
 
     def extra_repr(self) -> str:
-        after = f", computes {', '.join(self.names)} too" if self.names else ""
-        return super().extra_repr() + after
+        return super().extra_repr() + _also(self.names)
+
+
+class SwappedLowRank(LowRankDepthwiseConv2d):
+    """A depthwise convolution by factors that computes batch norm and activation after it too."""
+
+    first: Stage
+    names: tuple[str, ...]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the last of the modules in its place returned."""
+        first = self.first
+        trains = first.trains
+        columns, bias = (
+            (self.columns, self.bias) if trains else first.folded(self.columns, self.bias)
+        )
+        images, columns, rows, bias = functional.cast(
+            functional.batched(x), columns, self.rows, bias
+        )
+        made: Tensor = operators.low_rank_depthwise_conv2d(
+            images, columns, rows, bias, *self._options, "none" if trains else first.name
+        )
+        made = made if x.dim() == 4 else made[0]
+        return first.by_torch(made) if trains else made
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _also(self.names)
+
+
+def _also(names: tuple[str, ...]) -> str:
+    return f", computes {', '.join(names)} too" if names else ""

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import numbasep.torch as nt
+from numbasep.torch import arguments
 from numbasep.torch.ops import operators
 from tests.torch import grid
 
@@ -222,3 +223,27 @@ def test_refused_in_one_line(name: str) -> None:
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_results_are_as_small_ones(layout: Any, dtype: torch.dtype) -> None:
+    """Their memory is NumPy's: activations in place, gradients and compilers take it as any."""
+    x = torch.randint(-2, 3, (1, 4, 768, 768)).to(dtype).contiguous(memory_format=layout)
+    conv = nt.DepthwiseConv2d(4, 4, 3, padding=1, dtype=dtype)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randint(-2, 3, conv.weight.shape))
+        conv.bias.zero_()
+    model = torch.nn.Sequential(conv, torch.nn.ReLU(inplace=True))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert x.numel() * x.itemsize >= arguments.LARGE
+    found = []
+    for one, image in ((model, x), (compiled, x), (model, x[:, :, :64])):
+        y = one(image)
+        assert y.is_contiguous(memory_format=layout)
+        (grad,) = torch.autograd.grad(y.sum(), [conv.weight])
+        found.append((y.detach(), grad))
+    (y, grad), (again, equal), (small, _) = found
+    assert torch.equal(y, again)
+    assert torch.equal(grad, equal)
+    assert torch.equal(y[:, :, :63], small[:, :, :63])

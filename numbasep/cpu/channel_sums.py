@@ -1,0 +1,135 @@
+"""Sums of each channel over all pixels on the CPU: the gradient of a bias.
+
+Threads take slices of the images' rows of one group of channels, and add them up in vectors; the
+partial sums of slices and lanes are added in pairs at the end.
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
+from numbasep.cpu.channels import Prepared
+from numbasep.cpu.pool import address
+from numbasep.plan import cpu_tiles
+from numbasep.plan import gradients as planner
+from numbasep.plan.channelwise import DepthwisePlan
+
+Array = NDArray[Any]
+
+VERSION = zlib.crc32(Path(__file__).read_bytes())
+
+sums_full = products.make_sums(products.SUMS, masked=False)
+sums_edge = products.make_sums(1, masked=True)
+
+# Channels of a group (NHWC), and pixels of a slice at least.
+CHANNELS, LEAST = 128, 4096
+
+# Places of the numbers that describe sums: addresses; channels, pixels of an image, images; bytes
+# of an element; whether planes; channels of a group, groups, slices.
+GRAD, TOTALS, C, PIXELS, BATCH, SIZE, PLANAR, GROUP, GROUPS, SLICES = range(10)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def add(
+    to: int, src: int, src_step: int, count: int, n: int, storage: Any, compute: Any
+) -> None:  # fmt: skip
+    """Add ``count`` rows of n elements, ``src_step`` bytes apart, to n sums, a block at most."""
+    lanes, wide, size = blocks.vector_lanes(compute), simd.size_of(compute), simd.size_of(storage)
+    if n == products.SUMS * lanes:
+        sums_full(to, src, src_step, count, n, storage, compute)
+        return
+    for i in range(0, n, lanes):
+        sums_edge(to + i * wide, src + i * size, src_step, count, n - i, storage, compute)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def work(numbers: int, taken: int, items: int, storage: Any, compute: Any) -> None:
+    """Take slices of groups of channels until there are none."""
+    q = simd.as_pointer(numbers)
+    block = products.SUMS * blocks.vector_lanes(compute)
+    wide, size, pixels = simd.size_of(compute), q[SIZE], q[PIXELS]
+    while True:
+        item = atomics.take(taken)
+        if item >= items:
+            break
+        group, part = item % q[GROUPS], item // q[GROUPS]
+        first, last = group * q[GROUP], min((group + 1) * q[GROUP], q[C])
+        units = q[BATCH] if q[PLANAR] else q[BATCH] * pixels
+        start, stop = part * units // q[SLICES], (part + 1) * units // q[SLICES]
+        if q[PLANAR]:
+            whole = pixels // block
+            for c in range(first, last):
+                to = q[TOTALS] + (part * q[C] + c) * block * wide
+                for n in range(start, stop):
+                    src = q[GRAD] + (n * q[C] + c) * pixels * size
+                    if whole > 0:
+                        add(to, src, block * size, whole, block, storage, compute)
+                    if pixels > whole * block:
+                        rest = src + whole * block * size
+                        add(to, rest, 0, 1, pixels - whole * block, storage, compute)
+        else:
+            for c in range(first, last, block):
+                src = q[GRAD] + (start * q[C] + c) * size
+                to = q[TOTALS] + (part * q[C] + c) * wide
+                n = min(block, last - c)
+                if stop > start:
+                    add(to, src, q[C] * size, stop - start, n, storage, compute)
+        atomics.take(taken + 8)
+
+
+@cache
+def driver(storage: str, compute: str, version: int = VERSION) -> Any:
+    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    stored, computed = simd.tag(storage), simd.tag(compute)
+
+    @compiled.cfunc("void(int64, int64, int64, int64)")
+    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+        if version:
+            work(numbers, counter, items, stored, computed)
+
+    return driver
+
+
+@lru_cache(maxsize=512)
+def prepare(plan: DepthwisePlan) -> tuple[Prepared, tuple[int, ...]]:
+    """Return what calls of a plan share, and the shape of the partial sums."""
+    planar, pixels = plan.layout == "NCHW", plan.y.out * plan.x.out
+    block = products.SUMS * blocks.lanes_of(plan.compute)
+    units = plan.batch if planar else plan.batch * pixels // LEAST + 1
+    group = max(1, LEAST // pixels) if planar else CHANNELS
+    group = min(group, plan.channels)
+    groups = -(-plan.channels // group)
+    slices = planner.slices(units, groups)
+    numbers = np.zeros(SLICES + 1, np.int64)
+    numbers[C:] = (
+        plan.channels, pixels, plan.batch, simd.itemsize(plan.storage), planar, group, groups,
+        slices,
+    )  # fmt: skip
+    shape = (slices, plan.channels, block) if planar else (slices, plan.channels)
+    return Prepared(numbers, groups * slices, 64, 1, ()), shape
+
+
+def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
+    """Write the sum of each channel of ``grad`` into ``out``, of as many elements."""
+    made, shape = prepare(plan)
+    totals = np.zeros(shape, plan.compute)
+    numbers = made.numbers.copy()
+    numbers[:C] = address(grad), address(totals)
+    threads = 1 if grad.size < cpu_tiles.ALONE else numba.get_num_threads()
+    pool.run(
+        driver(plan.storage, plan.compute).address, numbers, made.items, made.scratch, threads,
+        (grad, totals, numbers, made),
+    )  # fmt: skip
+    total = products.added(totals, 0)
+    if plan.layout == "NCHW":
+        total = products.added(total, -1)
+    np.copyto(out, total.reshape(out.shape), casting="unsafe")

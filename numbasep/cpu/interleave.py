@@ -1,0 +1,97 @@
+"""Images from the phases of a stride, each an image of its own, on the CPU.
+
+``out[o][r * down + a][i * across + b] = parts[a, b][o][r][i]``, converted to the output dtype; an
+element of the last axis is one number (planes: NCHW) or all channels of a pixel (NHWC).
+"""
+
+from __future__ import annotations
+
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
+from numbasep.cpu.channels import move_edge, move_row
+from numbasep.cpu.pool import address
+from numbasep.plan import cpu_tiles
+
+Array = NDArray[Any]
+
+VERSION = zlib.crc32(Path(__file__).read_bytes())
+
+# Places of the numbers: addresses of the result and of the parts' addresses; rows and columns of
+# the result, elements of a pixel, phases down and across.
+OUT, PARTS, HEIGHT, WIDTH, INNER, DOWN, ACROSS = range(7)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def work(numbers: int, taken: int, items: int, compute: Any, output: Any, spec: Any) -> None:
+    """Take images, or planes, until there are none."""
+    q = simd.as_pointer(numbers)
+    parts = simd.as_pointer(q[PARTS])
+    lanes = blocks.vector_lanes(compute)
+    wide, size = simd.size_of(compute), simd.size_of(output)
+    down, across, inner, width = q[DOWN], q[ACROSS], q[INNER], q[WIDTH]
+    while True:
+        item = atomics.take(taken)
+        if item >= items:
+            break
+        for y in range(q[HEIGHT]):
+            a, r = y % down, y // down
+            line = item * ((q[HEIGHT] - a + down - 1) // down) + r
+            to = q[OUT] + (item * q[HEIGHT] + y) * width * inner * size
+            done = 0
+            if inner == 1 and across == 2:
+                first = parts[2 * a] + line * ((width + 1) // 2) * wide
+                second = parts[2 * a + 1] + line * (width // 2) * wide
+                while done + 2 * lanes <= width:
+                    at = done // 2 * wide
+                    products.zip_two(first + at, second + at, to + done * size, compute, output)
+                    done += 2 * lanes
+            for b in range(across):
+                columns = (width - b + across - 1) // across
+                src = parts[a * across + b] + line * columns * inner * wide
+                for i in range(done // across, columns):
+                    dst = to + (i * across + b) * inner * size
+                    if inner == 1:
+                        move_edge(src + i * wide, dst, 1, compute, compute, output, spec)
+                    else:
+                        move_row(src + i * inner * wide, dst, inner, compute, compute, output, spec)
+        atomics.take(taken + 8)
+
+
+@cache
+def driver(compute: str, output: str, version: int = VERSION) -> Any:
+    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    computed, out, spec = simd.tag(compute), simd.tag(output), blocks.number_tag(0)
+
+    @compiled.cfunc("void(int64, int64, int64, int64)")
+    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+        if version:
+            work(numbers, counter, items, computed, out, spec)
+
+    return driver
+
+
+def run(
+    parts: list[Array], out: Array, down: int, across: int, layout: str, compute: str, output: str
+) -> None:
+    """Write the image of ``parts``, phases down by phases across, into ``out``."""
+    if layout == "NCHW":
+        images, height, width, inner = out.shape[0] * out.shape[1], *out.shape[2:], 1
+    else:
+        images, height, width, inner = out.shape
+    places = np.array([address(one) for one in parts], np.int64)
+    numbers = np.array(
+        [address(out), address(places), height, width, inner, down, across], np.int64
+    )
+    threads = 1 if out.size < cpu_tiles.ALONE else numba.get_num_threads()
+    pool.run(
+        driver(compute, output).address, numbers, images, 64, threads, (parts, out, places, numbers)
+    )
