@@ -326,11 +326,17 @@ def rows(
     widest = max(1, min(load // x.stride, store, most))
     shape, start, held = _row_shape(plan, alignment, threads, vector or widest)
     binds = memory_binds(plan)
-    while binds and not vector and held > ROOMY and shape.vector > 1:
+    while binds and not vector and held > ROOMY and shape.vector * size > 8:
         shape, start, held = _row_shape(plan, alignment, threads, shape.vector // 2)
-    if held > 120 or shape.left + shape.right > 30 or max(shape.left, shape.right) > 8 * shape.own:
+    sides = shape.left + shape.right
+    # A bit for each access of a row.
+    if (
+        held > 120
+        or sides + shape.own // shape.load > 31
+        or max(shape.left, shape.right) > 8 * shape.own
+    ):
         return None
-    room = BUSY_THREADS if held <= ROOMY or (binds and shape.vector == 1) else BUSY_THREADS // 2
+    room = BUSY_THREADS if held <= ROOMY or (binds and size == 8) else BUSY_THREADS // 2
     shape = replace(shape, blocks=room // threads)
     across = -(-x.out // shape.vector)
     if not height:
