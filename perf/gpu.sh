@@ -10,7 +10,8 @@
 # exit status is 0 only if every stage passed.
 #
 # --dry-run rehearses every stage on a machine without a GPU: tests of a few seconds in place of the
-# suite, the host in place of the device, shrunken cases. Its times mean nothing.
+# suite, the host in place of the device, shrunken cases. Its times mean nothing, and a stage has four
+# times as long.
 #
 # Needed beyond numbasep's own packages (it is used from this checkout, it need not be installed):
 # torch with CUDA, pytest, hypothesis, ml_dtypes. Used where installed: pytest-xdist,
@@ -47,8 +48,8 @@ order=(
 declare -A budget=()
 total=0
 for one in "${order[@]}"; do
-    budget[${one%:*}]=${one#*:}
-    total=$((total + ${one#*:}))
+    budget[${one%:*}]=$((${one#*:} * (dry ? 4 : 1)))
+    total=$((total + budget[${one%:*}]))
 done
 echo "== planned, in seconds: ${order[*]}; $total in all"
 # What of the plan lies behind, the running stage included.

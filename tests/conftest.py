@@ -30,9 +30,12 @@ for name, counts in (("default", LOCAL_EXAMPLES), ("ci", CI_EXAMPLES)):
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def examples(backend: str) -> int:
-    """Return the number of hypothesis examples that a property takes on a backend."""
-    return COUNTS[backend]
+def examples(backend: str, parts: int = 1) -> int:
+    """Return the number of hypothesis examples that a property takes on a backend.
+
+    parts: into so many a slow property divides it; one is always left.
+    """
+    return max(1, COUNTS[backend] // parts)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from math import gcd
 from typing import Any
 
 from numbasep import boundary as boundaries
@@ -34,7 +33,7 @@ from numbasep.cuda.primitives import (
     u32,
     unroll,
 )
-from numbasep.plan.cuda_depthwise import PixelShape
+from numbasep.plan.cuda_depthwise import PixelShape, taps_apart
 
 map_any = device_function(boundaries.map_index)
 
@@ -68,9 +67,7 @@ def _pixels(
         shape.dilation_x,
         shape.pending,
     )
-    # A pixel under tap kx of output p was under tap kx - back of output p + ahead.
-    back = stride_x // gcd(stride_x, dilation_x)
-    ahead = dilation_x // gcd(stride_x, dilation_x)
+    back, ahead = taps_apart(stride_x, dilation_x)
     span = (pixels - 1) * stride_x + (taps_x - 1) * dilation_x + 1
     width = shape.lanes * vector
     window_size, row_size = span * vector, pixels * vector
@@ -167,17 +164,23 @@ def _pixels(
             unroll()
             state[k] = nothing
         tap_at = i32(lane * vector)
+        # Of zeros around the image only which columns are in it matters: a bit each.
+        present = i32(0)
+        if not maps:
+            for q in range(taps_x * pixels):
+                unroll()
+                at = i32(x + (q % pixels * stride_x + q // pixels * dilation_x))
+                if at >= 0 and at < in_width:
+                    present = i32(present | i32(1 << q))
         row = i32(-pending)
         while row < height:
             # So that taps stay in shared memory and do not fill the registers.
             cuda.syncwarp()
             for j in range(stride_y):
                 unroll()
-                mapped = i32(map_index(y, in_height if maps else bottom))
-                if maps:
-                    mapped = mapped if y < bottom else i32(-1)
+                seen = i32(y < bottom) if maps else present if y >= 0 and y < bottom else i32(0)
+                line = step_to(start, i32(map_index(y, in_height)) if maps else y, image_row)
                 y = i32(y + dilation_y)
-                line = step_to(start, mapped, image_row)
                 for kx in range(taps_x):
                     unroll()
                     for p in range(pixels):
@@ -189,8 +192,7 @@ def _pixels(
                                 window[q * vector + k] = nothing
                             # Elsewhere than in the image a boundary rule knows a column.
                             at = i32(map_index(i32(x + q), in_width)) - x if maps else i32(q)
-                            inside = maps or (i32(x + q) >= 0 and i32(x + q) < in_width)
-                            if mapped >= 0 and inside:
+                            if seen & i32(1 if maps else 1 << (kx * pixels + p)):
                                 source = step_to(line, i32(at), pixel_in)
                                 for part in range(loads):
                                     unroll()

@@ -104,33 +104,43 @@ def _rows(
             unroll()
             edge[j * sides + k] = raw_zero
         # Beyond ``bottom`` nothing needs a row.
-        mapped = i32(map_index(y, in_height if maps else bottom))
         if maps:
-            mapped = mapped if y < bottom else i32(-1)
+            mapped = i32(map_index(y, in_height)) if y < bottom else i32(-1)
             plane_line = step_to(plane_start, mapped, image_row)
             line = advance(plane_line, i64(x) * in_size)
+        seen = present if y >= 0 and y < bottom else i32(0)
         for q in range(loads):
             unroll()
-            at = i32(x + q * per_load)
-            if mapped >= 0 and at >= 0 and at < in_width:
+            if maps:
+                at = i32(x + q * per_load)
+                if mapped >= 0:
+                    if at >= 0 and at < in_width:
+                        part = load_own(line, q * per_load * in_size)
+                        for k in range(per_load):
+                            unroll()
+                            raw[j * own + q * per_load + k] = part[k]
+                    else:
+                        for k in range(per_load):
+                            unroll()
+                            at = i32(map_index(i32(x + (q * per_load + k)), in_width))
+                            single = load_one(step_to(plane_line, at, in_size), 0)
+                            raw[j * own + q * per_load + k] = single[0]
+            elif seen & i32(1 << (sides + q)):
                 part = load_own(line, q * per_load * in_size)
                 for k in range(per_load):
                     unroll()
                     raw[j * own + q * per_load + k] = part[k]
-            elif maps and mapped >= 0:
-                for k in range(per_load):
+        if maps:
+            if sides > 0 and at_edge and mapped >= 0:
+                for k in range(sides):
                     unroll()
-                    at = i32(map_index(i32(x + (q * per_load + k)), in_width))
-                    single = load_one(step_to(plane_line, at, in_size), 0)
-                    raw[j * own + q * per_load + k] = single[0]
-        if sides > 0 and at_edge and mapped >= 0:
-            for k in range(sides):
-                unroll()
-                if maps:
                     if place[k] >= 0:
                         single = load_one(step_to(plane_line, place[k], in_size), 0)
                         edge[j * sides + k] = single[0]
-                elif present & i32(1 << k):
+        elif seen & i32((1 << sides) - 1):
+            for k in range(sides):
+                unroll()
+                if seen & i32(1 << k):
                     offset = k - left if k < left else k - left + own
                     single = load_one(line, offset * in_size)
                     edge[j * sides + k] = single[0]
@@ -226,8 +236,14 @@ def _rows(
         behind = i32(min(i32(31) - lane, i32(across - 1) - column))
         at_edge = before < lanes_before or behind < lanes_behind
         place = cuda.local.array(place_count, types.int32)
-        # Of zeros around the image only which columns are in it matters: a bit each.
+        # Of zeros around the image only which columns are in it matters: a bit for each access,
+        # those beside its own first.
         present = i32(0)
+        for q in range(loads):
+            unroll()
+            at = i32(x + q * per_load)
+            if at >= 0 and at < in_width:
+                present = i32(present | i32(1 << (sides + q)))
         for k in range(sides):
             unroll()
             offset = k - left if k < left else k - left + own

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
+from numbasep import boundary as boundaries
 from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
 
 # Places in an axis, and threads of a launch, are 32-bit numbers; offsets in memory are not.
@@ -16,6 +18,13 @@ VECTOR = 4
 # Threads that keep a multiprocessor busy, half of what it takes, and an H200's 132 of them.
 BUSY_THREADS = 1024
 BUSY = 132 * BUSY_THREADS
+
+# Registers of sums, pixels and taps that leave room for so many threads, found by compiling:
+# of the pixels kernel and of the rows kernel.
+HALF, ROOMY = 40, 50
+
+# Of one thread, while the memory moves a byte: an H200 issues some 28.7 T and copies 4.3 TB/s.
+INSTRUCTIONS_A_BYTE = 28.7 / 4.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,11 +320,48 @@ def rows(
     if max(y.stride, x.stride) > 3 or (y.stride > 1 and y.dilation > 1):
         return None
     # As many outputs as one access takes: then neighbouring lanes' accesses are neighbours too.
-    if not vector:
-        most = 8 if size == 2 and taps <= 9 else 4
-        load = width_of(x.size, size, alignment[0], 8)
-        store = width_of(x.out, narrow, alignment[1], 8)
-        vector = max(1, min(load // x.stride, store, most))
+    most = 8 if size == 2 and taps <= 9 else 4
+    load = width_of(x.size, size, alignment[0], 8)
+    store = width_of(x.out, narrow, alignment[1], 8)
+    widest = max(1, min(load // x.stride, store, most))
+    shape, start, held = _row_shape(plan, alignment, threads, vector or widest)
+    binds = memory_binds(plan)
+    while binds and not vector and held > ROOMY and shape.vector * size > 8:
+        shape, start, held = _row_shape(plan, alignment, threads, shape.vector // 2)
+    sides = shape.left + shape.right
+    # A bit for each access of a row.
+    if (
+        held > 120
+        or sides + shape.own // shape.load > 31
+        or max(shape.left, shape.right) > 8 * shape.own
+    ):
+        return None
+    room = BUSY_THREADS if held <= ROOMY or (binds and size == 8) else BUSY_THREADS // 2
+    shape = replace(shape, blocks=room // threads)
+    across = -(-x.out // shape.vector)
+    if not height:
+        # As few rows twice as keep the device's threads busy.
+        height = min(64, -(-y.out // y.dilation))
+        planes = plan.batch * plan.filters * y.dilation
+        while height > 16 and planes * across * -(-y.out // (y.dilation * height)) < BUSY:
+            height = -(-height // 2)
+        strips = -(-y.out // (y.dilation * height))
+        height = -(-y.out // (y.dilation * strips))
+    units = plan.batch * plan.filters * strips_of(plan, height) * y.dilation * across
+    if max(x.size * size, x.out * narrow, y.size, units) >= LONGEST:
+        return None
+    while threads > 32 and shared_bytes(plan, shape, height, threads) > 46 * 1024:
+        threads //= 2
+    return Rows(shape, height, threads, start)
+
+
+def _row_shape(
+    plan: DepthwisePlan, alignment: tuple[int, int], threads: int, vector: int
+) -> tuple[RowShape, int, float]:
+    """Return a shape, where its first thread's own columns start, and registers, roughly."""
+    x, y = plan.x, plan.y
+    size, narrow = ITEMSIZE[plan.storage], ITEMSIZE[plan.output]
+    taps = y.taps * x.taps
     own = vector * x.stride
     load = width_of(x.size, size, alignment[0], own & -own)
     store = width_of(x.out, narrow, alignment[1], vector)
@@ -334,29 +380,12 @@ def rows(
         ),
         key=lambda found: (max(found[0].left, found[0].right), abs(found[1])),
     )  # fmt: skip
-    # Registers, roughly: sums, a window, what is loaded ahead, taps, and places.
-    columns = shape.left + shape.own + shape.right
-    held = (shape.pending + 1) * vector + columns * (1 + y.stride)
+    # Sums, a window and taps; what is loaded ahead, and places.
+    sides = shape.left + shape.right
+    held = (shape.pending + 1) * vector + shape.own + sides
     held += shape.tap_pitch if shape.shared_taps else taps
     held *= 2 if plan.compute == "float64" else 1
-    if held > 120 or shape.left + shape.right > 30 or max(shape.left, shape.right) > 8 * own:
-        return None
-    shape = replace(shape, blocks=(BUSY_THREADS if held <= 50 else 512) // threads)
-    across = -(-x.out // vector)
-    if not height:
-        # As few rows twice as keep the device's threads busy.
-        height = min(64, -(-y.out // y.dilation))
-        planes = plan.batch * plan.filters * y.dilation
-        while height > 16 and planes * across * -(-y.out // (y.dilation * height)) < BUSY:
-            height = -(-height // 2)
-        strips = -(-y.out // (y.dilation * height))
-        height = -(-y.out // (y.dilation * strips))
-    units = plan.batch * plan.filters * strips_of(plan, height) * y.dilation * across
-    if max(x.size * size, x.out * narrow, y.size, units) >= LONGEST:
-        return None
-    while threads > 32 and shared_bytes(plan, shape, height, threads) > 46 * 1024:
-        threads //= 2
-    return Rows(shape, height, threads, start)
+    return shape, start, held + (shape.own + 2 * sides) * y.stride * size / 4
 
 
 def strips_of(plan: DepthwisePlan, height: int) -> int:
@@ -394,15 +423,22 @@ def pixels(
         return None
     if max(y.stride, x.stride) > 3 or (y.stride > 1 and y.dilation > 1):
         return None
+    if not side:
+        side = 2 if x.stride == 1 else 1
+    # Registers of a channel, roughly: its sums, and the pixels of an image row.
+    fresh = taps_apart(x.stride, x.dilation)[1]
+    held = side * -(-y.taps // y.stride) + x.taps * side - (x.taps - 1) * max(0, side - fresh)
+    held *= 2 if plan.compute == "float64" else 1
+    # Boundary rules take registers too.
+    half = HALF if plan.boundary == boundaries.FILL else HALF - 8
     if not vector:
-        vector = 2 if size == 8 else 8 if size == 2 and plan.channels > VECTOR else VECTOR
+        # Where memory binds, threads go before wide accesses.
+        vector = 2 if size == 8 else VECTOR
+        while vector > 1 and vector * held > half and memory_binds(plan):
+            vector //= 2
     load = width_of(plan.channels, size, alignment[0], vector)
     store = width_of(plan.channels, narrow, alignment[1], vector)
-    if not side:
-        side = 2 if x.stride == 1 and vector <= VECTOR else 1
-    # Registers of the sums, roughly.
-    held = -(-y.taps // y.stride) * side * vector * (2 if plan.compute == "float64" else 1)
-    blocks = (1024 if vector <= VECTOR and held <= 24 else 768 if held <= 32 else 512) // threads
+    blocks = (BUSY_THREADS if vector * held <= half else BUSY_THREADS // 2) // threads
     each = (y.taps * x.taps + 1) * vector * ITEMSIZE[plan.compute]
     while lanes > 1 and lanes * each > 46 * 1024:
         lanes //= 2
@@ -424,6 +460,21 @@ def pixels(
     if max(row, y.size, units * -(-groups // lanes)) >= LONGEST:
         return None
     return Pixels(shape, height, lanes)
+
+
+def taps_apart(stride: int, dilation: int) -> tuple[int, int]:
+    """Return ``(back, ahead)``: the pixel under tap k of an output is under tap k - back of the
+    output that is ``ahead`` further along its axis."""
+    shared = gcd(stride, dilation)
+    return stride // shared, dilation // shared
+
+
+def memory_binds(plan: DepthwisePlan) -> bool:
+    """Return whether a kernel of few taps waits for memory, not for instructions; roughly."""
+    x, y = plan.x, plan.y
+    moved = ITEMSIZE[plan.storage] * y.stride * x.stride + ITEMSIZE[plan.output]
+    each = 2.6 if plan.compute == "float64" else 1.3
+    return each * y.taps * x.taps + 10 <= INSTRUCTIONS_A_BYTE * moved
 
 
 @lru_cache(maxsize=1024)

@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from numbasep.plan.cuda_depthwise import INSTRUCTIONS_A_BYTE
 from tests.cuda import budgets
 from tests.cuda.sass import Machine, machine
 
@@ -38,6 +39,8 @@ class Budget:
     per_multiply_add: most instructions per multiply-add of the innermost loop.
     occupancy: least share of a multiprocessor's threads that the registers leave room for.
     has: opcodes (beginnings) that must be there.
+    moved: least bytes an output that memory moves. Where these take longer than the instructions,
+        the kernel is bound by memory, and half of a multiprocessor's threads have to fit.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Budget:
     occupancy: float = 0.5
     has: tuple[str, ...] = ()
     per_multiply_add: float | None = None
+    moved: float | None = None
 
     def findings(self, code: Machine, threads: int) -> tuple[str, list[str]]:
         """Return a line of figures, and what breaks the budget."""
@@ -70,6 +74,11 @@ class Budget:
             text += f", {each:5.1f} instructions per output (at most {most:g})"
             if each > most:
                 broken.append(f"{each:.1f} instructions per output, at most {most:g}")
+            if self.moved is not None:
+                waits = each <= INSTRUCTIONS_A_BYTE * self.moved
+                text += ", bound by memory" if waits else ", bound by instructions"
+                if waits and share < 0.5:
+                    broken.append(f"occupancy {share:.0%} of a kernel that waits for memory")
         if self.per_multiply_add is not None:
             each = code.density()
             text += f", {each:5.2f} a multiply-add (at most {self.per_multiply_add:g})"

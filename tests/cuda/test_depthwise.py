@@ -160,9 +160,14 @@ def test_rows_are_exact(case: Case, height: int, threads: int, vector: int) -> N
     lanes=st.integers(1, 3),
     threads=st.sampled_from((32, 64)),
     side=st.sampled_from((1, 2)),
+    vector=st.sampled_from((0, 1, 2, 4, 8)),
 )
-def test_pixels_are_exact(case: Case, height: int, lanes: int, threads: int, side: int) -> None:
-    tile = tiles.pixels(case.plan, height=height, lanes=lanes, threads=threads, side=side)
+def test_pixels_are_exact(
+    case: Case, height: int, lanes: int, threads: int, side: int, vector: int
+) -> None:
+    tile = tiles.pixels(
+        case.plan, height=height, lanes=lanes, threads=threads, side=side, vector=vector
+    )
     assume(tile is not None)
     assert np.array_equal(case.run(tile), case.reference())
 
@@ -215,6 +220,7 @@ def test_bits_do_not_depend_on_tiles_nor_layouts(
             tiles.rows(plan, (4, 4), threads=64),
             tiles.pixels(plan, height=2, threads=32, lanes=1, side=1),
             tiles.pixels(plan, (2, 8), height=3, threads=32, lanes=2, side=2),
+            tiles.pixels(plan, height=4, threads=32, lanes=1, side=2, vector=2),
         ]
         results |= {rounded(plan, tile) for tile in (None, *filter(None, some))}
         assert rank or len([tile for tile in some if tile]) > 3

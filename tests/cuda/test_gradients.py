@@ -38,7 +38,7 @@ def weight_gradient(case: Case, layout: str, tile: SumTile | None, dtype: str) -
     return result[:, None]
 
 
-@settings(max_examples=examples("cuda") // 12)
+@settings(max_examples=examples("cuda", 12))
 @given(
     case=cases(6, 3),
     layout=LAYOUTS,
@@ -49,7 +49,7 @@ def test_weight_gradients_are_exact(case: Case, layout: str, tile: SumTile) -> N
     assert np.array_equal(found, case.weight_gradient(case.x, case.grad))
 
 
-@settings(max_examples=examples("cuda") // 12)
+@settings(max_examples=examples("cuda", 12))
 @given(case=cases(6, 3), layout=LAYOUTS)
 def test_input_gradients_are_exact(case: Case, layout: str) -> None:
     give = last if layout == "NHWC" else np.ascontiguousarray
@@ -68,7 +68,7 @@ def test_input_gradients_are_exact(case: Case, layout: str) -> None:
     assert np.array_equal(result if layout == "NCHW" else first(result), wanted)
 
 
-@settings(max_examples=examples("cuda") // 12)
+@settings(max_examples=examples("cuda", 12))
 @given(
     n=st.integers(1, 2),
     o=st.integers(1, 9),

@@ -14,17 +14,22 @@ from numbasep.cuda.depthwise_rows import rows_kernel
 from numbasep.cuda.depthwise_tile import tile_kernel
 from numbasep.plan import channelwise as planner
 from numbasep.plan import cuda_depthwise as tiles
-from numbasep.plan.channelwise import DepthwisePlan
+from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan
 from tests.cuda.compiled import Budget
 
 WIDE = ("LDG.E.128", "STG.E.128")
+# Where memory binds, threads go before the width of accesses; neighbours' follow each other.
+HALF_WIDE = ("LDG.E.64", "STG.E.64")
 
 
-def plan(layout: str, dtype: str, taps: int, stride: int = 1, activation: str = "none") -> Any:
+def plan(
+    layout: str, dtype: str, taps: int, stride: int = 1, activation: str = "none",
+    padding_mode: str = "zeros",
+) -> DepthwisePlan:  # fmt: skip
     shape = (8, 64, 512, 512) if layout == "NCHW" else (8, 512, 512, 64)
     return planner.depthwise(
         shape, dtype, 64, (taps, taps), 0, stride=stride, padding=taps // 2, layout=layout,
-        activation=activation,
+        activation=activation, padding_mode=padding_mode,
     )  # fmt: skip
 
 
@@ -44,17 +49,27 @@ def fast(plan: DepthwisePlan) -> Any:
 
 def budgets() -> Iterator[Budget]:
     """Yield the budgets of this module."""
-    for layout, dtype, taps, stride, most, occupancy, has in (
-        ("NCHW", "float32", 3, 1, 22, 0.5, WIDE),
-        ("NCHW", "float32", 3, 2, 34, 0.5, WIDE[:1]),
-        ("NCHW", "float32", 5, 1, 42, 0.5, WIDE),
-        ("NCHW", "float32", 7, 1, 72, 0.25, WIDE),
-        ("NCHW", "float16", 3, 1, 20, 0.5, WIDE),
-        ("NHWC", "float32", 3, 1, 24, 0.5, WIDE),
-        ("NHWC", "float32", 3, 2, 38, 0.37, WIDE),
-        ("NHWC", "float32", 5, 1, 42, 0.25, WIDE),
-        ("NHWC", "float32", 7, 1, 72, 0.25, WIDE),
-        ("NHWC", "float16", 3, 1, 26, 0.37, WIDE),
+    for layout, dtype, taps, stride, most, has in (
+        ("NCHW", "float32", 3, 1, 22, WIDE),
+        ("NCHW", "float32", 3, 2, 34, WIDE[:1]),
+        ("NCHW", "float32", 5, 1, 42, WIDE),
+        ("NCHW", "float32", 7, 1, 72, WIDE),
+        ("NCHW", "float32", 7, 2, 110, WIDE[:1]),
+        ("NCHW", "float64", 5, 1, 94, HALF_WIDE),
+        ("NCHW", "float16", 3, 1, 20, WIDE),
+        ("NCHW", "float16", 3, 2, 36, WIDE[:1]),
+        ("NCHW", "float16", 5, 2, 62, WIDE[:1]),
+        ("NHWC", "float32", 3, 1, 20, WIDE),
+        ("NHWC", "float32", 3, 2, 32, WIDE),
+        ("NHWC", "float32", 5, 1, 48, HALF_WIDE),
+        ("NHWC", "float32", 5, 2, 62, WIDE),
+        ("NHWC", "float32", 7, 1, 72, WIDE),
+        ("NHWC", "float32", 7, 2, 130, HALF_WIDE),
+        ("NHWC", "float64", 5, 1, 70, HALF_WIDE),
+        ("NHWC", "float16", 3, 1, 22, HALF_WIDE),
+        ("NHWC", "float16", 3, 2, 38, HALF_WIDE),
+        ("NHWC", "float16", 5, 1, 43, HALF_WIDE),
+        ("NHWC", "bfloat16", 3, 1, 26, HALF_WIDE),
     ):
         what = plan(layout, dtype, taps, stride)
         kernel, outputs = fast(what)
@@ -62,9 +77,13 @@ def budgets() -> Iterator[Budget]:
             f"depthwise/{layout}/{dtype}/{taps}x{taps}/s{stride}",
             lambda k=kernel: k,
             (most, outputs),
-            occupancy,
+            0.25,
             has,
+            moved=ITEMSIZE[what.storage] * stride**2 + ITEMSIZE[what.output],
         )
+    for layout, dtype in (("NCHW", "float32"), ("NHWC", "float32"), ("NHWC", "float16")):
+        kernel = fast(plan(layout, dtype, 3, padding_mode="reflect"))[0]
+        yield Budget(f"depthwise/{layout}/{dtype}/3x3/reflect", lambda k=kernel: k)
     silu = fast(plan("NCHW", "float32", 3, activation="silu"))[0]
     yield Budget("depthwise/NCHW/float32/3x3/silu", lambda: silu, has=WIDE)
     for layout in planner.LAYOUTS:
