@@ -1,7 +1,7 @@
 """Sums of each channel over all pixels on the CPU: the gradient of a bias.
 
 Threads take slices of the images' rows of one group of channels, and add them up in vectors; the
-partial sums of slices and lanes are added in pairs at the end.
+partial sums of slices and lanes are added at the end.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
         driver(plan.storage, plan.compute).address, numbers, made.items, made.scratch, threads,
         (grad, totals, numbers, made),
     )  # fmt: skip
-    total = products.added(totals, 0)
+    total = totals.sum(0)
     if plan.layout == "NCHW":
-        total = products.added(total, -1)
+        total = total.sum(-1)
     np.copyto(out, total.reshape(out.shape), casting="unsafe")

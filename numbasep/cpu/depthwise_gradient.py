@@ -3,7 +3,7 @@
 To the input: a depthwise correlation of the gradient with flipped taps, one for each phase of the
 stride, which are interleaved; with a padding that copies, of the padded image, which is folded. To
 the weight: threads take slices of the batch and the rows, and add up products in vectors for each
-tap; the partial sums of slices and lanes are added in pairs at the end.
+tap; the partial sums of slices and lanes are added at the end.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from numbasep.cpu.channels import (
 from numbasep.cpu.depthwise import Tile, row_bytes
 from numbasep.cpu.planes import clear_band, pack_band
 from numbasep.cpu.pool import address
-from numbasep.cpu.products import BLOCK, added
+from numbasep.cpu.products import BLOCK
 from numbasep.cpu.separable import map_index
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
@@ -255,8 +255,8 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
         driver(planar, plan.storage, plan.compute).address, numbers, made.items, made.scratch,
         threads, (image, grad, sums, correlation, numbers, one, made),
     )  # fmt: skip
-    total = added(sums, 0)
-    total = added(total, -1) if planar else total.T
+    total = sums.sum(0)
+    total = total.sum(-1) if planar else total.T
     total = total[:, : plan.y.taps * plan.x.taps]
     np.copyto(out, total.reshape(out.shape), casting="unsafe")
 

@@ -7,7 +7,7 @@ that what a product reads of them is in a row:
     image  panels of VECTORS vectors    |p0 c0 .. c15|p1 c0 .. c15| ...
     grad   panels of SHARE outputs      |p0 o0 .. o47|p1 o0 .. o47| ...
 
-and adds the products of all panels to the slice's sums. Those of slices are added in pairs.
+and adds the products of all panels to the slice's sums. Those of slices are added at the end.
 """
 
 from __future__ import annotations
@@ -218,4 +218,4 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
         (image, grad, sums, numbers, made),
     )  # fmt: skip
     if not direct:
-        np.copyto(out, products.added(sums, 0), casting="unsafe")
+        np.copyto(out, sums.sum(0), casting="unsafe")

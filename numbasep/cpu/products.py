@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
 from numbasep.cpu import simd
 from numbasep.cpu.blocks import Emitter, _loop, lanes_of
@@ -177,14 +175,3 @@ def zip_two(context: Any, even: Any, odd: Any, dst: Any, compute: Any, output: A
         return ctx.get_dummy_value()
 
     return signature, generate
-
-
-def added(values: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Return the sum over an axis, by adding the second half to the first, again and again."""
-    values = np.moveaxis(values, axis, 0)
-    while len(values) > 1:
-        half = len(values) // 2
-        head = values[:half] + values[half : 2 * half]
-        values = np.concatenate((head, values[2 * half :])) if len(values) % 2 else head
-    found: NDArray[Any] = values[0]
-    return found

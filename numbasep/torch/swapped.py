@@ -83,7 +83,7 @@ class Stage:
         ]
 
         def fold(*_: Tensor) -> tuple[Tensor, Tensor]:
-            # In double: the two roundings that are left are those of the results.
+            # In double, but for the weights: these are many, and rounded twice.
             scale = (norm.running_var.double() + norm.eps).rsqrt()
             if norm.weight is not None:
                 scale = scale * norm.weight.double()
@@ -92,8 +92,8 @@ class Stage:
                 shift = shift + bias.double() * scale
             if norm.bias is not None:
                 shift = shift + norm.bias.double()
-            wide = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-            return wide.to(weight.dtype), shift.to(weight.dtype)
+            column = scale.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1))
+            return weight * column, shift.to(weight.dtype)
 
         learns = torch.is_grad_enabled() and any(one.requires_grad for one in given)
         if learns or torch.compiler.is_compiling():
