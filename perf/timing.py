@@ -68,9 +68,9 @@ class Interleaved:
     """Host timer. Seconds throughout.
 
     rounds: visits to each contender; ``slow_rounds`` for those slower than ``slow`` a call.
-    budget: a visit repeats the call to last about this long. pause: sleep before a visit, so that
-    the last contender's threads stop spinning. tolerance: the waited share of a visit above which
-    it is repeated, at most ``tries`` times.
+    budget: a visit repeats the call to last about this long. pause: sleeps before a visit, until
+    the last contender's threads stop spinning (those of OpenBLAS take 30 to 100 ms). tolerance:
+    the waited share of a visit above which it is repeated, at most ``tries`` times.
     """
 
     rounds: int = 9
@@ -83,6 +83,7 @@ class Interleaved:
     clock: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], None] = time.sleep
     waited: Callable[[], float] = waited
+    used: Callable[[], float] = time.process_time
     order: random.Random = field(default_factory=lambda: random.Random(0))
 
     def __call__(self, calls: Mapping[str, Call]) -> dict[str, Times]:
@@ -117,10 +118,18 @@ class Interleaved:
         call()
         return max(self.clock() - start, 1e-9)
 
+    def _settle(self) -> None:
+        """Sleep until no thread of this process uses a processor, for 60 pauses at most."""
+        for _ in range(60):
+            before = self.used()
+            self.sleep(self.pause)
+            if self.used() - before < self.pause / 10:
+                return
+
     def _visit(self, call: Call, repeats: int, tries: int, *, warm: bool) -> tuple[float, float]:
         best = (np.inf, np.inf)
         for attempt in range(tries):
-            self.sleep(self.pause)
+            self._settle()
             if warm:
                 call()
             waiting, start = self.waited(), self.clock()

@@ -58,8 +58,7 @@ class Clock:
             clock=lambda: self.now,
             sleep=lambda _: None,
             waited=lambda: self.delay,
-            order=random.Random(1),
-            **settings,
+            **{"used": lambda: 0.0, "order": random.Random(1), **settings},
         )
 
 
@@ -91,6 +90,14 @@ def test_timer_repeats_a_visit_that_waited_for_a_processor() -> None:
     taken = clock.timer(rounds=1, budget=2e-3)({"a": clock.call("a", 1e-3, delays)})
     np.testing.assert_allclose(taken["a"].seconds, 1e-3)
     assert taken["a"].disturbed == 0
+
+
+def test_timer_waits_for_threads_that_spin() -> None:
+    clock = Clock()
+    spinning = iter([0.0, 1.0, 1.0, 2.0, 2.0, 2.0001])  # before and after each pause
+    timer = clock.timer(rounds=1, budget=1e-9, used=lambda: next(spinning))
+    timer({"a": clock.call("a", 1e-3)})
+    assert next(spinning, None) is None
 
 
 def test_timer_says_that_no_visit_was_clean() -> None:
