@@ -16,6 +16,8 @@ Array = npt.NDArray[Any]
 
 ROOT = Path(__file__).parent.parent.parent
 LAYERS = ROOT / "tests" / "layers.csv"
+# A job in the background of a shell without job control inherits that interrupts are ignored.
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 COMMAND = "import sys; from numbasep.cli import main; sys.exit(main())"
 
 

@@ -19,7 +19,7 @@ import zarr
 
 from numbasep.cli import bands, filter, large
 from numbasep.cli.kernel_files import read_kernel
-from tests.cli.pictures import COMMAND, ROOT, run
+from tests.cli.pictures import COMMAND, HEARS, ROOT, run
 
 Array = npt.NDArray[Any]
 KERNEL = "gaussian:1.5"
@@ -219,7 +219,7 @@ def test_ended_midway(tmp_path: Path, target: str, number: int, code: int) -> No
     zarr.create_array(tmp_path / "a.zarr", data=pixels(4000, 100), chunks=(16, 100))
     arguments = "filter", str(tmp_path / "a.zarr"), str(tmp_path / target), "-k", KERNEL
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", SLOW + COMMAND, *arguments],
+        [sys.executable, "-u", "-c", HEARS + SLOW + COMMAND, *arguments],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.pictures import COMMAND, LAYERS, ROOT, photograph, run, store
+from tests.cli.pictures import COMMAND, HEARS, LAYERS, ROOT, photograph, run, store
 
 
 def process(
@@ -106,7 +106,15 @@ def test_interrupted_by_the_keyboard(tmp_path: Path) -> None:
     # Asleep, as an interrupt in the middle of an import is not Python's best moment.
     asleep = "import time, numbasep.cli.demo as d; d.study = lambda *a: time.sleep(100); "
     started = subprocess.Popen(
-        [sys.executable, "-u", "-c", asleep + COMMAND, "demo", "--out", str(tmp_path / "demo")],
+        [
+            sys.executable,
+            "-u",
+            "-c",
+            HEARS + asleep + COMMAND,
+            "demo",
+            "--out",
+            str(tmp_path / "demo"),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
