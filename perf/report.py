@@ -267,10 +267,14 @@ def rewrite(text: str, rows: list[Row]) -> str:
 
 
 def _timed(rows: list[Row], machine: str, contender: str = "numbasep") -> list[Row]:
+    """Rows of cases; networks and large pictures have times and no operation count."""
     return [
         r
         for r in latest(rows)
-        if r["machine"] == machine and r.get("contender") == contender and "seconds" in r
+        if r["machine"] == machine
+        and r.get("contender") == contender
+        and "seconds" in r
+        and "flops" in r
     ]
 
 
