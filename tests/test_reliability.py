@@ -282,15 +282,18 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_memory_is_flat_over_ten_thousand_calls() -> None:
+def test_memory_is_flat_over_fifteen_thousand_calls() -> None:
     # In a process of its own: what other tests left behind moves while these calls run.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as workers:
         # 200 bytes a call; a kept plan, its taps and their keys take some thousand.
-        assert workers.submit(growth).result() < 2_000_000
+        assert workers.submit(growth).result() < 1_000_000
 
 
 def growth() -> int:
-    """Bytes that 10,000 calls leave: twelve in turn, and ones that never come again."""
+    """Bytes that 5,000 calls leave: twelve in turn, and ones that never come again.
+
+    The least of three times: a thread's scratch memory comes once, a leak comes each time.
+    """
     made = calls(4)
     rng = np.random.default_rng(4)
 
@@ -301,10 +304,13 @@ def growth() -> int:
     for k in range(2000):  # fills the caches, of 1,024 entries at most
         made[k % len(made)]()
         new()
-    before = resident()
-    for k in range(10_000):
-        made[k % len(made)]() if k % 10 else new()
-    return resident() - before
+    taken = []
+    for _ in range(3):
+        before = resident()
+        for k in range(5_000):
+            made[k % len(made)]() if k % 10 else new()
+        taken.append(resident() - before)
+    return min(taken)
 
 
 # Zeros that are never written take no memory; only results do, of at most 2 GiB.

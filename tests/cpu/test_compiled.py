@@ -93,6 +93,8 @@ def constant(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # What is loaded from a cache may import the module that it is of.
+    monkeypatch.setitem(sys.modules, "constants", module)
     spec.loader.exec_module(module)
     return module.constant
 
