@@ -136,6 +136,16 @@ class HostCall(Call):
         self.result: Array | None = None
         self.whole = False
 
+    def apart(self, weight: Any) -> Any:
+        """Return a weight that the result does not overwrite while it is read."""
+        if self.out is None or weight is None or isinstance(weight, (SeparableKernel, list, tuple)):
+            return weight
+        try:
+            array, _ = arrays.adopt("weight", weight)
+        except TypeError:
+            return weight  # its function refuses it, by its name
+        return array.copy() if np.may_share_memory(array, self.out) else weight
+
     def image(self) -> Any:
         """Return ``x`` as the kernels take it, four dimensions."""
         return self._dense(self.x)
@@ -347,6 +357,7 @@ def run(
     kind = devices.kind_of(x)
     if kind is None:
         call = HostCall(x, out, layout, backend, stream, argument)
+        weights = tuple([call.apart(one) for one in weights])
         return function(call, *[value for _, value in others], *weights, *options)
     from numbasep.cuda import session
 

@@ -50,7 +50,10 @@ def run(
     if key is None:
         return calls.run(function, x, weights, options, layout, out, backend, stream)
     known = _known.get(key)
-    if known is not None and (out is None or not np.may_share_memory(x, out)):
+    if known is not None and (
+        out is None
+        or not any(one is not None and np.may_share_memory(one, out) for one in (x, *weights))
+    ):
         work, shape, dtype = known
         result = np.empty(shape, dtype) if out is None else out
         work(x, weights, result)

@@ -142,6 +142,7 @@ def _on_host(
     if known is None or (place is not None and np.may_share_memory(image, place)):
         result = _first(key, kind.name, image, kernel, options, place, backend, stream)
     else:
+        arrays.check_wrap(kind.name, checks.name_of(known.dtype))
         result = np.empty(known.shape, known.dtype) if place is None else place
         known.call(image, result)
     return kind.wrap(result) if out is None else out

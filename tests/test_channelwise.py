@@ -510,6 +510,43 @@ def test_views_unbatched_and_overlapping_out(function: str, layout: str) -> None
     assert np.array_equal(own, expected)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_out_may_overlap_the_weights(layout: str) -> None:
+    """The first call, and the same call again, which takes another way."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((1, 9, 9, 9)).astype(np.float32)
+    taps, matrix, bias = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((9, 1, 3, 3), (9, 9), (9,))
+    )
+
+    def inside(out: Array, weight: Array) -> Array:
+        view = out.reshape(-1)[: weight.size].reshape(weight.shape)
+        view[...] = weight
+        return view
+
+    for _ in range(2):
+        for which in range(3):
+            weights: list[Array] = [taps, matrix, bias]
+            depthwise = depthwise_conv2d(x, taps, bias, padding=1, layout=layout)
+            pointwise = pointwise_conv2d(x, matrix, bias, layout=layout)
+            both = depthwise_separable_conv2d(
+                x, taps, matrix, pointwise_bias=bias, padding=1, layout=layout
+            )
+            out = np.empty_like(x)
+            weights[which] = inside(out, weights[which])
+            depthwise_conv2d(x, weights[0], weights[2], padding=1, layout=layout, out=out)
+            assert np.array_equal(out, depthwise)
+            weights[which] = inside(out, (taps, matrix, bias)[which])
+            pointwise_conv2d(x, weights[1], weights[2], layout=layout, out=out)
+            assert np.array_equal(out, pointwise)
+            weights[which] = inside(out, (taps, matrix, bias)[which])
+            depthwise_separable_conv2d(
+                x, weights[0], weights[1], pointwise_bias=weights[2], padding=1, layout=layout,
+                out=out,
+            )  # fmt: skip
+            assert np.array_equal(out, both)
+
+
 IMAGE = np.zeros((2, 4, 8, 8), np.float32)
 TAPS = np.zeros((4, 1, 3, 3), np.float32)
 
