@@ -120,6 +120,8 @@ def kind_of(argument: str, value: Any) -> Kind:
 
 def adopt(argument: str, value: Any) -> tuple[Array, Kind]:
     """Return a NumPy view of an array, and its kind."""
+    if type(value) is np.ndarray:
+        return value, NUMPY
     kind = kind_of(argument, value)
     try:
         return kind.adopt(value), kind

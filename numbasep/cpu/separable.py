@@ -55,6 +55,8 @@ column = simd.make_columns(1, 1)
 column_single = simd.make_columns(1, 1, lanes=1)
 VECTORS = 8 if simd.REGISTERS == 32 else 12
 row_block = simd.make_row(VECTORS)
+row_block_of3 = simd.make_row(VECTORS, taps=3)
+row_block_of5 = simd.make_row(VECTORS, taps=5)
 row4 = simd.make_row(4)
 row1 = simd.make_row(1)
 row_single = simd.make_row(1, lanes=1)
@@ -156,6 +158,14 @@ def result_row(
                     src + i * wide, offsets, weights, groups, run, dst + i * size, compute, output
                 )
                 i += VECTORS * lanes
+    if count == 3:
+        while i + VECTORS * lanes <= n:
+            row_block_of3(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
+            i += VECTORS * lanes
+    elif count == 5:
+        while i + VECTORS * lanes <= n:
+            row_block_of5(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
+            i += VECTORS * lanes
     while i + VECTORS * lanes <= n:
         row_block(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
         i += VECTORS * lanes

@@ -390,8 +390,10 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
     return columns
 
 
-def make_row(vectors: int, lanes: int | None = None) -> Any:
+def make_row(vectors: int, lanes: int | None = None, taps: int | None = None) -> Any:
     """Make the row pass: ``dst[x] = sum_i weights[i] * src[offsets[i] + x]``, i ascending.
+
+    taps: the number of them, if fixed.
 
     Offsets are bytes, from a table of pairs of int64: for the even vectors of x, and for the odd
     ones, which may be read from a copy (``COPIES``). ``src`` holds the compute dtype.
@@ -423,7 +425,12 @@ def make_row(vectors: int, lanes: int | None = None) -> Any:
                 ]
                 return [e.fma(w, x, total) for x, total in zip(xs, sums, strict=True)]
 
-            sums = _loop(e, e.const(0), count, [e.zero() for _ in range(vectors)], body)
+            sums = [e.zero() for _ in range(vectors)]
+            if taps is None:
+                sums = _loop(e, e.const(0), count, sums, body)
+            else:
+                for i in range(taps):
+                    sums = body(e.const(i), sums)
             for v in range(vectors):
                 e.store(sums[v], b.add(dst, e.const(v * e.lanes * size)), out)
             return ctx.get_dummy_value()
