@@ -168,7 +168,10 @@ class _Worker:
 
         Linux wakes a thread on the caller's processor where the others seem taken, as those of a
         virtual machine do when they are idle; there it would wait until the caller has done all.
+        A thread that gets no processor keeps one job and its memory, not those of all calls since.
         """
+        if not self.jobs.empty():
+            return
         allowed: set[int] = set()
         if _processor is not None:
             with suppress(OSError):

@@ -132,6 +132,30 @@ def test_a_thread_without_memory_leaves_the_work_to_others(monkeypatch: pytest.M
         assert filtered(image, 3) == expected
 
 
+def test_a_thread_without_a_processor_keeps_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine: the memory of all the calls since would be kept with theirs."""
+    (image,) = images(1)
+    expected = filtered(image, 1)
+    go_on = threading.Event()
+    work = pool._Worker._work
+
+    def starved(worker: pool._Worker) -> None:
+        go_on.wait()
+        work(worker)
+
+    monkeypatch.setattr(pool, "_workers", [])
+    monkeypatch.setattr(pool, "_boxes", np.zeros_like(pool._boxes))
+    monkeypatch.setattr(pool._Worker, "_work", starved)
+    for _ in range(10):
+        assert filtered(image, 2) == expected
+    (worker,) = pool._workers
+    assert worker.jobs.qsize() == 1
+    go_on.set()
+    while not worker.jobs.empty():
+        time.sleep(0.001)
+    assert filtered(image, 2) == expected
+
+
 def test_a_forked_child_starts_threads_of_its_own() -> None:
     (image,) = images(1)
     expected = filtered(image, 3)
