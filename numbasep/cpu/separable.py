@@ -60,7 +60,12 @@ row_block_of5 = simd.make_row(VECTORS, taps=5)
 row4 = simd.make_row(4)
 row1 = simd.make_row(1)
 row_single = simd.make_row(1, lanes=1)
-run_block = simd.make_run(VECTORS)
+RUN_VECTORS = 8
+SHORTEST_RUN = 1 if simd.PERMUTES else simd.RUN
+run_block = (simd.make_run if simd.PERMUTES else simd.make_aligned_run)(RUN_VECTORS)
+run_block_of3, run_block_of5, run_block_of7 = (
+    run_block if simd.PERMUTES else simd.make_aligned_run(RUN_VECTORS, count) for count in (3, 5, 7)
+)
 convert4 = simd.make_convert(4)
 convert1 = simd.make_convert(1)
 convert_single = simd.make_convert(1, lanes=1)
@@ -100,24 +105,24 @@ def convert_row(src: int, dst: int, n: int, ahead: int, storage: Any, compute: A
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def column_rows(
     table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
-    copy: int, compute: Any,
+    copy: int, copied: Any, compute: Any,
 ) -> None:  # fmt: skip
-    """One row of the column pass, or ``ROWS`` neighbouring ones: n elements from byte x; and a copy
-    of them, ``copy`` bytes further."""
+    """One row of the column pass, or ``ROWS`` neighbouring ones: n elements from byte x; unless
+    ``copied`` is None also a copy of them, ``copy`` bytes further."""
     lanes, wide = simd.vector_lanes(compute), simd.size_of(compute)
     done = 0
     if rows == ROWS:
         block = BLOCK * lanes
         while done + block <= n:
-            at = done * wide
+            at, to = x + done * wide, dst + done * wide
             if kh >= ROWS:
-                columns4(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
+                columns4(table, step, at, taps, kh, to, pitch, copy, copied, compute)
             elif kh == 3:
-                columns4_of3(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
+                columns4_of3(table, step, at, taps, kh, to, pitch, copy, copied, compute)
             elif kh == 2:
-                columns4_of2(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
+                columns4_of2(table, step, at, taps, kh, to, pitch, copy, copied, compute)
             else:
-                columns4_of1(table, step, x + at, taps, kh, dst + at, pitch, copy, compute, compute)
+                columns4_of1(table, step, at, taps, kh, to, pitch, copy, copied, compute)
             done += block
     if done == n:
         return
@@ -125,39 +130,54 @@ def column_rows(
         entry, top = table + r * step, dst + r * pitch
         i = done
         while i + 4 * lanes <= n:
-            columns1(entry, step, x + i * wide, taps, kh, top + i * wide, 0, copy, compute, compute)
+            at, to = x + i * wide, top + i * wide
+            columns1(entry, step, at, taps, kh, to, 0, copy, copied, compute)
             i += 4 * lanes
         if n >= lanes:
             while i < n:
                 i = min(i, n - lanes)
-                column(
-                    entry, step, x + i * wide, taps, kh, top + i * wide, 0, copy, compute, compute
-                )
+                at, to = x + i * wide, top + i * wide
+                column(entry, step, at, taps, kh, to, 0, copy, copied, compute)
                 i += lanes
         else:
             while i < n:
-                column_single(
-                    entry, step, x + i * wide, taps, kh, top + i * wide, 0, copy, compute, compute
-                )
+                at, to = x + i * wide, top + i * wide
+                column_single(entry, step, at, taps, kh, to, 0, copy, copied, compute)
                 i += 1
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def result_row(
     src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int,
-    compute: Any, output: Any, permutes: Any,
+    compute: Any, output: Any, runs: Any,
 ) -> None:  # fmt: skip
     """One row of the result, n elements; ``run`` taps in turn are neighbours."""
     lanes, wide, size = simd.vector_lanes(compute), simd.size_of(compute), simd.size_of(output)
     i = 0
-    if permutes is not None:  # noqa: SIM102 (decided when compiled)
+    if runs is not None:  # noqa: SIM102 (decided when compiled)
         if run > 1:
             groups = count // run
-            while i + VECTORS * lanes <= n:
-                run_block(
-                    src + i * wide, offsets, weights, groups, run, dst + i * size, compute, output
-                )
-                i += VECTORS * lanes
+            block = RUN_VECTORS * lanes
+            if count == 3:
+                while i + block <= n:
+                    at, to = src + i * wide, dst + i * size
+                    run_block_of3(at, offsets, weights, groups, run, to, compute, output)
+                    i += block
+            elif count == 5:
+                while i + block <= n:
+                    at, to = src + i * wide, dst + i * size
+                    run_block_of5(at, offsets, weights, groups, run, to, compute, output)
+                    i += block
+            elif count == 7:
+                while i + block <= n:
+                    at, to = src + i * wide, dst + i * size
+                    run_block_of7(at, offsets, weights, groups, run, to, compute, output)
+                    i += block
+            elif run >= SHORTEST_RUN:
+                while i + block <= n:
+                    at, to = src + i * wide, dst + i * size
+                    run_block(at, offsets, weights, groups, run, to, compute, output)
+                    i += block
     if count == 3:
         while i + VECTORS * lanes <= n:
             row_block_of3(src + i * wide, offsets, weights, count, dst + i * size, compute, output)
@@ -185,8 +205,9 @@ def result_row(
             i += 1
 
 
-# The compiled functions close over dtypes only: these are their keys in the cache of compiled code.
-# Those that stay apart are called by address: what is called by name is compiled again with it.
+# The compiled functions close over dtypes and constants only: these are their keys in the cache of
+# compiled code. Those that stay apart are called by address: what is called by name is compiled
+# again with it.
 
 
 @cache
@@ -202,16 +223,16 @@ def converter(storage: str, compute: str) -> Any:
 
 
 @cache
-def columns_of(compute: str) -> Any:
+def columns_of(compute: str, copies: bool) -> Any:
     """Return ``void (table, step, x, taps, kh, dst, pitch, n, rows, copy)``."""
-    computed = simd.tag(compute)
+    computed, copied = simd.tag(compute), True if copies else None
 
     @compiled.cfunc("void(" + ", ".join(["int64"] * 10) + ")")
     def columns(
         table: int, step: int, x: int, taps: int, kh: int, dst: int, pitch: int, n: int, rows: int,
         copy: int,
     ) -> None:  # fmt: skip
-        column_rows(table, step, x, taps, kh, dst, pitch, n, rows, copy, computed)
+        column_rows(table, step, x, taps, kh, dst, pitch, n, rows, copy, copied, computed)
 
     return columns
 
@@ -220,11 +241,11 @@ def columns_of(compute: str) -> Any:
 def rows_of(compute: str, output: str) -> Any:
     """Return ``void (src, offsets, weights, count, run, dst, n)``."""
     computed, out = simd.tag(compute), simd.tag(output)
-    permutes = True if simd.PERMUTES and compute in ("float32", "float64") else None
+    runs = True if simd.RUNS and compute in ("float32", "float64") else None
 
     @compiled.cfunc("void(" + ", ".join(["int64"] * 7) + ")")
     def rows(src: int, offsets: int, weights: int, count: int, run: int, dst: int, n: int) -> None:
-        result_row(src, offsets, weights, count, run, dst, n, computed, out, permutes)
+        result_row(src, offsets, weights, count, run, dst, n, computed, out, runs)
 
     return rows
 
@@ -605,7 +626,6 @@ def _chosen(plan: SpatialPlan, threads: int) -> _Prepared:
 def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
     layout = cpu_tiles.layout(plan, tile)
     bands = -(-plan.y.out // tile.band)
-    neighbours = plan.x.stride == plan.x.dilation == plan.channels == 1
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PER_CALL:] = (
         plan.y.size,
@@ -631,9 +651,9 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         simd.itemsize(plan.storage),
         simd.itemsize(plan.compute),
         simd.itemsize(plan.output),
-        plan.x.taps if neighbours else 1,
+        plan.x.taps if cpu_tiles.neighbours(plan) else 1,
         converter(plan.storage, plan.compute).address if tile.packed else 0,
-        0 if plan.direct else columns_of(plan.compute).address,
+        0 if plan.direct else columns_of(plan.compute, tile.copies).address,
         rows_of(plan.compute, plan.output).address,
         address(layout.offsets),
         len(layout.offsets),

@@ -33,6 +33,11 @@ VECTOR, REGISTERS = (
 # Whether two registers can be permuted by an index known at run time only.
 PERMUTES = VECTOR == 64
 
+# Whether the row pass takes neighbouring taps together (``make_run``, ``make_aligned_run``).
+RUNS = VECTOR >= 32
+
+RUN = 4  # taps that ``make_aligned_run`` takes at a time
+
 # Whether every other vector of a row is read from a copy of it that lies half a cache line further,
 # so that no load reaches into the next line (it takes twice as long, and a load goes with each
 # multiply-add). Wider registers permute; narrower ones have too little to gain.
@@ -313,37 +318,37 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
     """Make the column pass of ``rows`` neighbouring output rows.
 
     ``dst[r][x] = sum_k taps[k] * table[(r + k) * step][offset + x]`` for ``vectors`` vectors of
-    x, into rows of the compute dtype and, ``copy`` bytes further, once more (``COPIES``). A row
-    that several outputs share is loaded once. The table goes on for ``rows`` entries more, of rows
-    to ask memory for.
+    x, into rows of the compute dtype and, unless ``copied`` is None, once more ``copy`` bytes
+    further (``COPIES``). A row that several outputs share is loaded once. The table goes on for
+    ``rows`` entries more, of rows to ask memory for.
     lanes: 1 for single elements. taps: the number of them, if fixed; else at least ``rows``.
     """
 
     @intrinsic
     def columns(
         context: Any, table: Any, step: Any, offset: Any, coefficients: Any, count: Any,
-        dst: Any, pitch: Any, copy: Any, storage: Any, compute: Any,
+        dst: Any, pitch: Any, copy: Any, copied: Any, compute: Any,
     ) -> Any:  # fmt: skip
-        stored, computed = _name(storage), _name(compute)
-        signature = types.void(*[types.int64] * 8, storage, compute)
+        computed = _name(compute)
+        signature = types.void(*[types.int64] * 8, copied, compute)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
             table, step, offset, coefficients, count, dst, pitch, copy = args[:8]
             e = Emitter(b, computed, lanes or lanes_of(computed))
-            size, wide = itemsize(stored), itemsize(computed)
+            wide = itemsize(computed)
 
             def sources(j: Any) -> list[Any]:
                 entry = b.add(table, b.mul(j, step))
                 row = b.add(b.load(b.inttoptr(entry, I64.as_pointer())), offset)
                 return [
-                    e.load(b.add(row, e.const(v * e.lanes * size)), stored) for v in range(vectors)
+                    e.load_compute(b.add(row, e.const(v * e.lanes * wide))) for v in range(vectors)
                 ]
 
             def ahead(j: Any) -> None:
                 """Ask for the row that the next group of rows loads first."""
                 entry = b.add(table, b.mul(b.add(j, e.const(rows)), step))
                 row = b.add(b.load(b.inttoptr(entry, I64.as_pointer())), offset)
-                for line in range(0, vectors * e.lanes * size, LINE):
+                for line in range(0, vectors * e.lanes * wide, LINE):
                     e.prefetch(b.add(row, e.const(line)))
 
             def weight(k: Any) -> list[Any]:
@@ -381,7 +386,7 @@ def make_columns(rows: int, vectors: int, lanes: int | None = None, taps: int | 
                 for v in range(vectors):
                     where = b.add(row, e.const(v * e.lanes * wide))
                     e.store(sums[r * vectors + v], where, computed)
-                    if COPIES:
+                    if copied != types.none:
                         e.store(sums[r * vectors + v], b.add(where, copy), computed)
             return ctx.get_dummy_value()
 
@@ -505,6 +510,112 @@ def make_run(vectors: int) -> Any:
                 return _loop(e, e.const(0), chunks, sums, chunk)
 
             sums = _loop(e, e.const(0), groups, [e.zero() for _ in range(vectors)], group)
+            for v in range(vectors):
+                e.store(sums[v], b.add(dst, e.const(v * e.lanes * size)), out)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return run
+
+
+def make_aligned_run(vectors: int, count: int | None = None) -> Any:
+    """Make what ``make_run`` makes, for registers of 32 bytes and at least ``RUN`` taps.
+
+    A load of 32 bytes that reaches into the next cache line takes twice as long. Where ``src``
+    begins on a line these are loads of every other vector: what they would load is shifted out of
+    what begins half a register before and after.
+
+    count: the taps of a group, if fixed; one group then.
+    """
+
+    @intrinsic
+    def run(
+        context: Any, src: Any, offsets: Any, weights: Any, groups: Any, taps: Any, dst: Any,
+        compute: Any, output: Any,
+    ) -> Any:  # fmt: skip
+        computed, out = _name(compute), _name(output)
+        signature = types.void(*[types.int64] * 6, compute, output)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            src, offsets, weights, groups, taps, dst = args[:6]
+            e = Emitter(b, computed, lanes_of(computed))
+            wide, size, half = itemsize(computed), itemsize(out), e.lanes // 2
+
+            def load(where: Any, v: int, k: int) -> Any:
+                return e.load_compute(b.add(where, e.const((v * e.lanes + k) * wide)))[0]
+
+            def coefficient(where: Any, k: int) -> list[Any]:
+                return e.broadcast(b.add(where, e.const(k * wide)))
+
+            def shifted(low: Any, high: Any, shift: int) -> Any:
+                """In each half of a register: low without its first elements, then high's."""
+                if shift == 0:
+                    return low
+                raw = ir.VectorType(I8, VECTOR)
+                places = [
+                    lane + k if k < 16 else VECTOR + lane + k - 16
+                    for lane in (0, 16)
+                    for k in range(wide * shift, wide * shift + 16)
+                ]
+                mask = ir.Constant(ir.VectorType(I32, VECTOR), places)
+                both = b.shuffle_vector(b.bitcast(low, raw), b.bitcast(high, raw), mask)
+                return b.bitcast(both, e.type)
+
+            def add(here: Any, v: int, ws: list[Any], total: list[Any]) -> list[Any]:
+                """The taps ``ws`` of vector v."""
+                halves = {}
+                for k, w in enumerate(ws):
+                    if v % 2 == 0:
+                        x = load(here, v, k)
+                    else:
+                        first = k // half * half
+                        last = first + half if k % half else first
+                        for at in (first, last):
+                            if at not in halves:
+                                halves[at] = load(here, v, at)
+                        x = shifted(halves[first], halves[last], k % half)
+                    total = e.fma(w, [x], total)
+                return total
+
+            def group(g: Any, sums: list[Any]) -> list[Any]:
+                entry = b.add(offsets, b.mul(b.mul(g, taps), e.const(PAIR)))
+                base = b.add(src, b.load(b.inttoptr(entry, I64.as_pointer())))
+                first = b.add(weights, b.mul(b.mul(g, taps), e.const(wide)))
+                chunks = b.sdiv(taps, e.const(RUN))
+
+                def chunk(c: Any, sums: list[Any]) -> list[Any]:
+                    start = b.mul(c, e.const(RUN * wide))
+                    here, there = b.add(base, start), b.add(first, start)
+                    ws = [coefficient(there, k) for k in range(RUN)]
+                    return [add(here, v, ws, sums[v]) for v in range(vectors)]
+
+                def tap(k: Any, sums: list[Any]) -> list[Any]:
+                    start = b.mul(k, e.const(wide))
+                    here, w = b.add(base, start), coefficient(b.add(first, start), 0)
+                    return [e.fma(w, [load(here, v, 0)], sums[v]) for v in range(vectors)]
+
+                sums = _loop(e, e.const(0), chunks, sums, chunk)
+                before, rest, done = b.block, *map(b.append_basic_block, ("rest", "all"))
+                b.cbranch(b.icmp_signed("<", b.mul(chunks, e.const(RUN)), taps), rest, done)
+                b.position_at_end(rest)
+                more = _loop(e, b.mul(chunks, e.const(RUN)), taps, sums, tap)
+                end = b.block
+                b.branch(done)
+                b.position_at_end(done)
+                totals = [b.phi(e.type) for _ in range(vectors)]
+                for total, (old,), (new,) in zip(totals, sums, more, strict=True):
+                    total.add_incoming(old, before)
+                    total.add_incoming(new, end)
+                return [[total] for total in totals]
+
+            if count is None:
+                zeros = [e.zero() for _ in range(vectors)]
+                sums = _loop(e, e.const(0), groups, zeros, group)
+            else:
+                base = b.add(src, b.load(b.inttoptr(offsets, I64.as_pointer())))
+                ws = [coefficient(weights, k) for k in range(count)]
+                sums = [add(base, v, ws, e.zero()) for v in range(vectors)]
             for v in range(vectors):
                 e.store(sums[v], b.add(dst, e.const(v * e.lanes * size)), out)
             return ctx.get_dummy_value()

@@ -105,9 +105,17 @@ def _ring(plan: SpatialPlan, band: int) -> int:
     return (outputs - 1) * plan.y.stride + plan.y.extent
 
 
+def neighbours(plan: SpatialPlan) -> bool:
+    """Whether row taps multiply elements that are neighbours."""
+    return plan.x.stride == plan.x.dilation == plan.channels == 1
+
+
 def may_copy(plan: SpatialPlan) -> bool:
-    """Whether the row pass can read copies, where registers are half as long as a cache line."""
-    return not plan.direct and "complex" not in plan.compute
+    """Whether the row pass can read copies, where registers are half as long as a cache line.
+
+    Neighbouring taps are taken from aligned loads instead.
+    """
+    return not (plan.direct or neighbours(plan) or "complex" in plan.compute)
 
 
 @lru_cache(maxsize=1024)
