@@ -175,7 +175,7 @@ class Emitter(simd.Emitter):
 
 
 def _loop(e: Emitter, last: Any, values: list[Any], body: Callable[..., Any]) -> Any:
-    return simd._loop(e, e.const(0), last, values, body)
+    return simd.loop(e, e.const(0), last, values, body)
 
 
 WHOLE, SOME, FEW = range(3)
@@ -197,7 +197,7 @@ def make_plane(rows: int, vectors: int, *, ends: int, shared: bool) -> Any:
         context: Any, g: Any, src: Any, taps: Any, bias: Any, dst: Any, pitch: Any, apart: Any,
         n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd._name(compute), _number(spec)
+        computed, number = simd.name_of(compute), _number(spec)
         signature = types.void(*[types.int64] * 8, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -247,7 +247,7 @@ def make_plane(rows: int, vectors: int, *, ends: int, shared: bool) -> Any:
 
                 for j in range(rows - 1):
                     sums = row(e.const(j), sums, range(j + 1))
-                sums = simd._loop(
+                sums = simd.loop(
                     e, e.const(rows - 1), kh, sums, lambda j, s: row(j, s, range(rows))
                 )
                 for extra in range(rows - 1):
@@ -303,7 +303,7 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = Fals
         context: Any, g: Any, table: Any, x: Any, taps: Any, bias: Any, dst: Any, n: Any,
         compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd._name(compute), _number(spec)
+        computed, number = simd.name_of(compute), _number(spec)
         signature = types.void(*[types.int64] * 7, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -390,7 +390,7 @@ def make_mix(rows: int, vectors: int, *, masked: bool = False) -> Any:
         context: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, c: Any,
         c_row: Any, bias: Any, bounds: Any, n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd._name(compute), _number(spec)
+        computed, number = simd.name_of(compute), _number(spec)
         signature = types.void(*[types.int64] * 11, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -441,7 +441,7 @@ def make_move(*, masked: bool, padded: bool = False) -> Any:
     def move(
         context: Any, src: Any, dst: Any, n: Any, storage: Any, compute: Any, output: Any, spec: Any
     ) -> Any:
-        stored, computed, out = (simd._name(one) for one in (storage, compute, output))
+        stored, computed, out = (simd.name_of(one) for one in (storage, compute, output))
         signature = types.void(*[types.int64] * 3, storage, compute, output, spec)
         number = _number(spec)
 
@@ -465,7 +465,7 @@ def make_split(*, masked: bool) -> Any:
     def split(
         context: Any, src: Any, even: Any, odd: Any, n: Any, storage: Any, compute: Any
     ) -> Any:
-        stored, computed = simd._name(storage), simd._name(compute)
+        stored, computed = simd.name_of(storage), simd.name_of(compute)
         signature = types.void(*[types.int64] * 4, storage, compute)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -494,7 +494,7 @@ def transpose(
     context: Any, src: Any, src_pitch: Any, dst: Any, dst_pitch: Any, compute: Any
 ) -> Any:
     """``dst[j][i] = src[i][j]`` for as many rows and columns as a vector has elements."""
-    computed = simd._name(compute)
+    computed = simd.name_of(compute)
     signature = types.void(*[types.int64] * 4, compute)
 
     def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -525,7 +525,7 @@ def transpose(
 @intrinsic
 def vector_lanes(context: Any, compute: Any) -> Any:
     """Return the number of elements of a vector register."""
-    count = lanes_of(simd._name(compute))
+    count = lanes_of(simd.name_of(compute))
 
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(I64, count)

@@ -50,10 +50,10 @@ from numbasep.cpu.channels import (
     W,
 )  # fmt: skip
 from numbasep.cpu.depthwise import Tile, row_bytes
+from numbasep.cpu.passes import map_index
 from numbasep.cpu.planes import clear_band, pack_band
 from numbasep.cpu.pool import address
 from numbasep.cpu.products import BLOCK
-from numbasep.cpu.separable import map_index
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import DepthwisePlan

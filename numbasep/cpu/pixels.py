@@ -55,7 +55,7 @@ from numbasep.cpu.channels import (
     M,
     W,
 )  # fmt: skip
-from numbasep.cpu.separable import map_index, move
+from numbasep.cpu.passes import map_index, move
 
 Array = NDArray[Any]
 

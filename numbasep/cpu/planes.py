@@ -59,7 +59,7 @@ from numbasep.cpu.channels import (
     W,
     pack_rows,
 )  # fmt: skip
-from numbasep.cpu.separable import map_index, move
+from numbasep.cpu.passes import map_index, move
 
 Array = NDArray[Any]
 

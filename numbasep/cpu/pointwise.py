@@ -29,8 +29,8 @@ from numbasep.cpu.channels import (
     packer,
     rounded,
 )
+from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
-from numbasep.cpu.separable import move
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import PointwisePlan
 

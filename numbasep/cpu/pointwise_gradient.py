@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, simd
 from numbasep.cpu.channels import Prepared, bounds_of, move_row
+from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
-from numbasep.cpu.separable import move
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import PointwisePlan

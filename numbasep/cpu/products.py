@@ -41,7 +41,7 @@ def make_rows(*, masked: bool) -> Any:
         context: Any, acc: Any, step: Any, grad: Any, g_row: Any, x: Any, x_row: Any, x_step: Any,
         offsets: Any, rows: Any, count: Any, storage: Any, compute: Any,
     ) -> Any:  # fmt: skip
-        stored, computed = simd._name(storage), simd._name(compute)
+        stored, computed = simd.name_of(storage), simd.name_of(compute)
         signature = types.void(*[types.int64] * 10, storage, compute)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -89,7 +89,7 @@ def make_pixels(*, masked: bool) -> Any:
         context: Any, acc: Any, step: Any, grad: Any, g_step: Any, table: Any, t_step: Any,
         offsets: Any, x: Any, count: Any, n: Any, storage: Any, compute: Any,
     ) -> Any:  # fmt: skip
-        stored, computed = simd._name(storage), simd._name(compute)
+        stored, computed = simd.name_of(storage), simd.name_of(compute)
         signature = types.void(*[types.int64] * 10, storage, compute)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -130,7 +130,7 @@ def make_sums(vectors: int, *, masked: bool) -> Any:
     def sums_block(
         context: Any, acc: Any, src: Any, step: Any, count: Any, n: Any, storage: Any, compute: Any
     ) -> Any:
-        stored, computed = simd._name(storage), simd._name(compute)
+        stored, computed = simd.name_of(storage), simd.name_of(compute)
         signature = types.void(*[types.int64] * 5, storage, compute)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -160,7 +160,7 @@ def make_sums(vectors: int, *, masked: bool) -> Any:
 @intrinsic
 def zip_two(context: Any, even: Any, odd: Any, dst: Any, compute: Any, output: Any) -> Any:
     """Write a vector of even elements and one of odd ones as two vectors of neighbours."""
-    computed, out = simd._name(compute), simd._name(output)
+    computed, out = simd.name_of(compute), simd.name_of(output)
     signature = types.void(*[types.int64] * 3, compute, output)
 
     def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:

@@ -43,7 +43,7 @@ def make_window(rows: int, vectors: int, *, masked: bool) -> Any:
         context: Any, g: Any, src: Any, row: Any, taps: Any, bias: Any, dst: Any, pitch: Any,
         x: Any, apart: Any, n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd._name(compute), blocks._number(spec)
+        computed, number = simd.name_of(compute), blocks._number(spec)
         kh, kw, stride = number // 100, number // 10 % 10, number % 10
         signature = types.void(*[types.int64] * 10, compute, spec)
 
