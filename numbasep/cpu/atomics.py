@@ -103,6 +103,12 @@ def call4(context: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @intrinsic
+def call5(context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
+    """Call the C function at an address with five int64."""
+    return _call(5)
+
+
+@intrinsic
 def call7(
     context: Any, function: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any
 ) -> Any:

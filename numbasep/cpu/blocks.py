@@ -378,6 +378,11 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = Fals
     return pixel_block
 
 
+# Rows and vectors of a block of a product: as many sums as registers hold beside a row of the right
+# factor and one weight.
+MIX_ROWS, MIX_VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)
+
+
 def make_mix(rows: int, vectors: int, *, masked: bool = False) -> Any:
     """Make a block of a matrix product.
 

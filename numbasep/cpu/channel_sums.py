@@ -6,9 +6,7 @@ partial sums of slices and lanes are added at the end.
 
 from __future__ import annotations
 
-import zlib
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -24,8 +22,6 @@ from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import DepthwisePlan
 
 Array = NDArray[Any]
-
-VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 sums_full = products.make_sums(products.SUMS, masked=False)
 sums_edge = products.make_sums(1, masked=True)
@@ -87,14 +83,13 @@ def work(numbers: int, taken: int, items: int, storage: Any, compute: Any) -> No
 
 
 @cache
-def driver(storage: str, compute: str, version: int = VERSION) -> Any:
+def driver(storage: str, compute: str) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
     stored, computed = simd.tag(storage), simd.tag(compute)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, stored, computed)
+        work(numbers, counter, items, stored, computed)
 
     return driver
 

@@ -8,10 +8,8 @@ tap; the partial sums of slices and lanes are added at the end.
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -60,8 +58,6 @@ from numbasep.plan.channelwise import DepthwisePlan
 from numbasep.plan.gradients import Phase
 
 Array = NDArray[Any]
-
-VERSION = zlib.crc32(Path(str(products.__file__)).read_bytes() + Path(__file__).read_bytes())
 
 rows_full = products.make_rows(masked=False)
 rows_edge = products.make_rows(masked=True)
@@ -176,15 +172,22 @@ def pixel_work(
 
 
 @cache
-def driver(planar: bool, storage: str, compute: str, version: int = VERSION) -> Any:
+def driver(planar: bool, storage: str, compute: str) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
     stored, computed = simd.tag(storage), simd.tag(compute)
-    work = plane_work if planar else pixel_work
 
-    @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, scratch, stored, computed)
+    # Not one function that closes over another: nothing would find it in the cache.
+    if planar:
+
+        @compiled.cfunc("void(int64, int64, int64, int64)")
+        def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+            plane_work(numbers, counter, items, scratch, stored, computed)
+
+    else:
+
+        @compiled.cfunc("void(int64, int64, int64, int64)")
+        def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
+            pixel_work(numbers, counter, items, scratch, stored, computed)
 
     return driver
 

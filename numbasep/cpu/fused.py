@@ -10,10 +10,8 @@ Each half is the code of ``depthwise`` or ``pointwise``: the bits are those of t
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -34,12 +32,11 @@ from numbasep.cpu import (
 )  # fmt: skip
 from numbasep.cpu.channels import ACTIVATED, Prepared, finisher, rounded
 from numbasep.cpu.pool import address
+from numbasep.cpu.turning import turned_weight
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import FusedPlan
 
 Array = NDArray[Any]
-
-VERSION = zlib.crc32(Path(__file__).read_bytes(), pointwise.VERSION)
 
 FIRST, SECOND, PANEL, MIXING, PITCH, ACTIVATE = range(6)
 NUMBERS = 6
@@ -87,18 +84,18 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
             if s[ACTIVATE] != 0:
                 atomics.call3(s[ACTIVATE], panel, panel, count * filters)
             out = q[pointwise.OUT] + (n * rows_out + y0) * columns * outputs * narrow
-            pointwise.mix_pixels(q, scratch + s[MIXING], panel, out, count, 0, outputs)
+            weights = q[pointwise.WEIGHT]
+            pointwise.mix_pixels(q, scratch + s[MIXING], panel, weights, out, count, 0, outputs)
         atomics.take(taken + 8)
 
 
 @cache
-def driver(version: int = VERSION) -> Any:
+def driver() -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, scratch)
+        work(numbers, counter, items, scratch)
 
     return driver
 
@@ -183,10 +180,13 @@ def run_fused(
     threads = numba.get_num_threads()
     one, two, both = chosen(plan, threads) if tile is None else prepare(plan, tile)
     columns, rows = depthwise.factors_of(plan.depthwise, depthwise_weight)
-    packed = pointwise.packed_weight(plan.pointwise, pointwise_weight, both.threads)
+    if plan.pointwise.layout == "NHWC":
+        pointwise_weight = turned_weight(pointwise_weight, plan.pointwise.compute, both.threads)
     p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()
     p[: channels.PER_CALL] = [address(a) for a in (image, out, columns, rows, depthwise_bias)]
-    q[: pointwise.PER_CALL] = [address(a) for a in (image, out, packed, pointwise_bias)]
+    q[: pointwise.PER_CALL] = [address(a) for a in (image, out, pointwise_weight, pointwise_bias)]
     numbers[:PANEL] = address(p), address(q)
-    owners = image, out, columns, rows, packed, depthwise_bias, pointwise_bias, p, q, one, two
+    owners = (
+        image, out, columns, rows, pointwise_weight, depthwise_bias, pointwise_bias, p, q, one, two,
+    )  # fmt: skip
     pool.run(driver().address, numbers, both.items, both.scratch, both.threads, owners)

@@ -6,9 +6,7 @@ element of the last axis is one number (planes: NCHW) or all channels of a pixel
 
 from __future__ import annotations
 
-import zlib
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -22,8 +20,6 @@ from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 
 Array = NDArray[Any]
-
-VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 # Places of the numbers: addresses of the result and of the parts' addresses; rows and columns of
 # the result, elements of a pixel, phases down and across.
@@ -67,14 +63,13 @@ def work(numbers: int, taken: int, items: int, compute: Any, output: Any, spec: 
 
 
 @cache
-def driver(compute: str, output: str, version: int = VERSION) -> Any:
+def driver(compute: str, output: str) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
     computed, out, spec = simd.tag(compute), simd.tag(output), blocks.number_tag(0)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, computed, out, spec)
+        work(numbers, counter, items, computed, out, spec)
 
     return driver
 

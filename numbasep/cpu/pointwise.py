@@ -9,10 +9,8 @@ all channels with the sums in registers, so that channels are always summed in t
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -29,17 +27,14 @@ from numbasep.cpu.channels import (
     packer,
     rounded,
 )
-from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
+from numbasep.cpu.turning import turned_weight, turner
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import PointwisePlan
 
 Array = NDArray[Any]
 
-VERSION = zlib.crc32(Path(__file__).read_bytes())
-
-# As many sums as registers hold beside a row of the right factor and one weight.
-ROWS, VECTORS = (8, 3) if simd.REGISTERS == 32 else (6, 2)
+ROWS, VECTORS = blocks.MIX_ROWS, blocks.MIX_VECTORS
 mix_full = blocks.make_mix(ROWS, VECTORS)
 mix_two = blocks.make_mix(ROWS, 2)
 mix_one = blocks.make_mix(ROWS, 1)
@@ -60,6 +55,9 @@ LOOSE, IN_BLOCKS = 0, -1
 # Columns that are packed at a time, and the most bytes of them: they stay in L2.
 PACKED, PACKED_BYTES = 128, 96 << 10
 
+# Bytes of pixels that are read again from the last cache for each share of the outputs.
+NEAR_BYTES = 4 << 20
+
 # Rows of a product that has to be finished, at a time.
 ROUND = 8 * ROWS
 
@@ -67,9 +65,9 @@ ROUND = 8 * ROWS
 (
     IMAGE, OUT, WEIGHT, BIAS,
     C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PACKED_AT, PANEL, PACK,
-    MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR,
-) = range(24)  # fmt: skip
-NUMBERS = 24
+    MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR, TURN,
+) = range(25)  # fmt: skip
+NUMBERS = 25
 PER_CALL = 4
 
 
@@ -173,14 +171,13 @@ def mix_block(
 
 
 @cache
-def mixer(compute: str, bias: int, version: int = VERSION) -> Any:
+def mixer(compute: str, bias: int) -> Any:
     """Return ``void (g, a, b, packed, c, bias, rows, n)``; bias 1 by row, 2 by column."""
     computed, spec, plain = simd.tag(compute), blocks.number_tag(bias), blocks.number_tag(0)
 
     @compiled.cfunc("void(" + ", ".join(["int64"] * 8) + ")")
     def mix(g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int) -> None:
-        if version:
-            mix_block(g, a, b, packed, c, bias, rows, n, computed, spec, plain)
+        mix_block(g, a, b, packed, c, bias, rows, n, computed, spec, plain)
 
     return mix
 
@@ -209,14 +206,17 @@ def mix_planes(
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_pixels(
-    q: Array, scratch: int, pixels: int, out: int, count: int, first: int, last: int
+    q: Array, scratch: int, pixels: int, weights: int, out: int, count: int, first: int, last: int
 ) -> None:
-    """Output channels first to last of ``count`` pixels, from pixels of all channels; NHWC."""
+    """Output channels first to last of ``count`` pixels, from pixels of all channels; NHWC.
+
+    weights: of those outputs, in blocks.
+    """
     wide, narrow, packed = q[WIDE], q[NARROW], IN_BLOCKS
     if q[FINISH] == 0:
         atomics.call8(
-            q[MIX], q[GEOMETRY], pixels, q[WEIGHT] + first * q[C] * wide, packed,
-            out + first * narrow, q[BIAS] + first * wide, count, last - first,
+            q[MIX], q[GEOMETRY], pixels, weights, packed, out + first * narrow,
+            q[BIAS] + first * wide, count, last - first,
         )  # fmt: skip
         return
     block = q[BLOCK]
@@ -225,8 +225,8 @@ def mix_pixels(
         for i in range(0, count, ROUND):
             rows = min(ROUND, count - i)
             atomics.call8(
-                q[MIX], q[TO_SCRATCH], pixels + i * q[C] * wide, q[WEIGHT] + o * q[C] * wide,
-                packed, scratch, q[BIAS] + o * wide, rows, n,
+                q[MIX], q[TO_SCRATCH], pixels + i * q[C] * wide,
+                weights + (o - first) * q[C] * wide, packed, scratch, q[BIAS] + o * wide, rows, n,
             )  # fmt: skip
             for r in range(rows):
                 to = out + ((i + r) * q[COUT] + o) * narrow
@@ -237,12 +237,15 @@ def mix_pixels(
 def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     """Take tiles of pixels, and shares of the output channels, until there are none."""
     q = simd.as_pointer(numbers)
-    panel, held = scratch + q[PANEL], -1
+    panel, turned, held, held_share = scratch + q[PANEL], scratch + q[PACKED_AT], -1, -1
     while True:
         item = atomics.take(taken)
         if item >= items:
             break
-        share, rest = item % q[SHARES], item // q[SHARES]
+        if q[TURN] != 0:
+            share, rest = item // q[TILES], item % q[TILES]
+        else:
+            share, rest = item % q[SHARES], item // q[SHARES]
         tile, image = rest % q[TILES], rest // q[TILES]
         first = share * q[SHARE]
         last = min(first + q[SHARE], q[COUT])
@@ -264,98 +267,48 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
                 if rest != held:
                     atomics.call7(q[PACK], src, panel, n * q[C], 1, 0, 0, 0)
                 src = panel
-            mix_pixels(q, scratch, src, q[OUT] + start * q[COUT] * q[NARROW], n, first, last)
+            weights = q[WEIGHT] + first * q[C] * q[WIDE]
+            if q[TURN] != 0:
+                if share != held_share:
+                    atomics.call5(q[TURN], weights, turned, last - first, q[C], q[BLOCK])
+                weights, held_share = turned, share
+            out = q[OUT] + start * q[COUT] * q[NARROW]
+            mix_pixels(q, scratch, src, weights, out, n, first, last)
         held = rest
         atomics.take(taken + 8)
 
 
 @cache
-def driver(version: int = VERSION) -> Any:
+def driver() -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, scratch)
+        work(numbers, counter, items, scratch)
 
     return driver
 
 
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def transpose_work(numbers: int, taken: int, items: int, compute: Any) -> None:
-    """Pack blocks of output channels: for each channel the weights of a block are neighbours."""
-    q = simd.as_pointer(numbers)
-    weight, packed, outputs, channels, block = q[0], q[1], q[2], q[3], q[4]
-    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
-    pitch = channels * wide
-    while True:
-        item = atomics.take(taken)
-        if item >= items:
-            break
-        first = item * block
-        dst = packed + first * pitch
-        rows, r = min(block, outputs - first), 0
-        if channels >= lanes:
-            while r + lanes <= rows:
-                row, c = weight + (first + r) * pitch, 0
-                while c < channels:
-                    c = min(c, channels - lanes)
-                    to = dst + (c * block + r) * wide
-                    blocks.transpose(row + c * wide, pitch, to, block * wide, compute)
-                    c += lanes
-                r += lanes
-        while r < rows:
-            row = weight + (first + r) * pitch
-            for c in range(channels):
-                move(row + c * wide, dst + (c * block + r) * wide, wide)
-            r += 1
-        atomics.take(taken + 8)
-
-
-@cache
-def transposer(compute: str, version: int = VERSION) -> Any:
-    """Return the kernel that packs weights for NHWC."""
-    computed = simd.tag(compute)
-
-    @compiled.cfunc("void(int64, int64, int64, int64)")
-    def transpose(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            transpose_work(numbers, counter, items, computed)
-
-    return transpose
-
-
-def packed_weight(plan: PointwisePlan, weight: Array, threads: int) -> Array:
-    """Return the weights as the blocks take them."""
-    if plan.layout == "NCHW":
-        return weight
-    block = VECTORS * blocks.lanes_of(plan.compute)
-    count = -(-plan.outputs // block)
-    packed = np.empty((count, plan.channels, block), weight.dtype)
-    if plan.outputs % block:
-        packed[-1] = 0
-    numbers = np.array(
-        [address(weight), address(packed), plan.outputs, plan.channels, block], np.int64
-    )
-    pool.run(transposer(plan.compute).address, numbers, count, 0, threads, (weight, packed))
-    return packed
-
-
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A work item: ``pixels`` pixels of ``share`` output channels."""
+    """A work item: ``pixels`` pixels of ``share`` output channels.
+
+    turns: weights for NHWC are turned by the thread that takes their share, not all before.
+    """
 
     pixels: int
     share: int
     threads: int
+    turns: bool = False
 
     def __str__(self) -> str:
         return f"{self.share} outputs by {self.pixels} pixels, {self.threads} threads"
 
 
 # Costs in the time that ``ROWS`` rows by a vector take for one channel: of a block of rows beside
-# its multiply-adds, of a channel of a block of columns that is packed or fetched, of a work item.
-BLOCK_COST, FETCH_COST, ITEM_COST = 8, 3, 500
+# its multiply-adds, of a channel of a block of columns that is packed or fetched, of a work item;
+# of a channel of a vector of weights that is turned.
+BLOCK_COST, FETCH_COST, ITEM_COST, TURN_COST = 8, 3, 500, 2
 
 
 def _split(size: int, unit: int, most: int) -> set[int]:
@@ -389,26 +342,37 @@ def choose(plan: PointwisePlan, threads: int) -> Tile:
     images, whole = (plan.batch, plan.pixels) if planar else (1, plan.batch * plan.pixels)
     unit, least = (block, ROWS) if planar else (ROWS, block)
     # Of NHWC a tile's pixels stay in L2 while the outputs go by; of NCHW what is converted does.
-    kept = not planar or plan.storage != plan.compute
-    most = cpu_tiles.L2_BYTES // 2 // (plan.channels * np.dtype(plan.compute).itemsize)
-    most = max(most // unit, 1) * unit
+    converts = plan.storage != plan.compute
+    row = plan.channels * np.dtype(plan.compute).itemsize
+    most = max(cpu_tiles.L2_BYTES // 2 // row // unit, 1) * unit
+    # Weights that a thread turns are in L2 beside the pixels, which all shares of the outputs read.
+    fits = max(cpu_tiles.L2_BYTES // 2 // row // block, 1) * block
+    near = whole * row <= NEAR_BYTES
+    turns = not planar and not converts and (near or plan.outputs <= fits)
+    turning = TURN_COST * plan.channels * -(-plan.outputs // lanes) if turns else 0
+    shares = {min(share, plan.outputs) for share in _split(plan.outputs, least, 4 * threads)}
+    if turns and not near:
+        shares = {plan.outputs}
+    elif turns:
+        shares = {share for share in shares if share <= fits} or {
+            rounded(-(-plan.outputs // -(-plan.outputs // fits)), block)
+        }
     found = []
     for size in _split(whole, unit, 16 * threads):
-        pixels = min(size, most, whole) if kept else min(size, whole)
-        for share in _split(plan.outputs, least, 4 * threads):
-            share = min(share, plan.outputs)
-            total = 0
+        pixels = min(size, most, whole) if not planar or converts else min(size, whole)
+        for share in shares:
+            total = min(-(-whole // pixels), threads) * turning
             for tiles, n in ((whole // pixels, pixels), (1, whole % pixels)):
-                for shares, outputs in ((plan.outputs // share, share), (1, plan.outputs % share)):
+                for count, outputs in ((plan.outputs // share, share), (1, plan.outputs % share)):
                     if n and outputs:
                         rows, columns = (outputs, n) if planar else (n, outputs)
                         cost = _cost(rows, columns, plan.channels, lanes, planar)
-                        total += images * tiles * shares * cost
+                        total += images * tiles * count * cost
             rows, columns = (share, pixels) if planar else (pixels, share)
             late = _cost(rows, columns, plan.channels, lanes, planar) if threads > 1 else 0
             found.append((total // threads + late // 3, -share, pixels))
     _, share, pixels = min(found)
-    return Tile(pixels, -share, threads)
+    return Tile(pixels, -share, threads, turns)
 
 
 @lru_cache(maxsize=512)
@@ -436,7 +400,7 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     tiles, shares = -(-whole // tile.pixels), -(-plan.outputs // tile.share)
     # The parts of the scratch memory: what is to be finished, a packed block, converted pixels.
     result = ROUND * int(geometry[1, C_ROW]) if finishing else 0
-    packed = columns * row if planar else 0
+    packed = columns * row if planar else rounded(tile.share, block) * row * tile.turns
     panel = (plan.channels * line if planar else tile.pixels * row) if packs else 0
     starts = np.cumsum([rounded(part, 64) for part in (result, packed, panel)])
     numbers = np.zeros(NUMBERS, np.int64)
@@ -449,6 +413,7 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
         if finishing
         else 0,
         *(address(one) for one in geometry), block, planar,
+        turner(plan.compute).address if tile.turns else 0,
     )  # fmt: skip
     items = (plan.batch if planar else 1) * tiles * shares
     # A vector is converted beyond the last pixel.
@@ -472,8 +437,9 @@ def run_pointwise(
 ) -> None:
     """Write the pointwise convolution of ``image`` into ``out``; see ``plan.channelwise``."""
     made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
-    packed = packed_weight(plan, weight, made.threads)
+    if plan.layout == "NHWC" and not made.numbers[TURN]:
+        weight = turned_weight(weight, plan.compute, made.threads)
     numbers = made.numbers.copy()
-    numbers[:PER_CALL] = [address(a) for a in (image, out, packed, bias)]
-    owners = image, out, packed, bias, made
+    numbers[:PER_CALL] = [address(a) for a in (image, out, weight, bias)]
+    owners = image, out, weight, bias, made
     pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)

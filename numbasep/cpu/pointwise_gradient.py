@@ -12,9 +12,7 @@ and adds the products of all panels to the slice's sums. Those of slices are add
 
 from __future__ import annotations
 
-import zlib
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -31,8 +29,6 @@ from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import PointwisePlan
 
 Array = NDArray[Any]
-
-VERSION = zlib.crc32(Path(__file__).read_bytes())
 
 # Outputs of a panel; pixels of a chunk, and of a slice at least.
 SHARE, CHUNK = 8 * pointwise.ROWS, 256
@@ -151,14 +147,13 @@ def work(
 
 
 @cache
-def driver(storage: str, compute: str, version: int = VERSION) -> Any:
+def driver(storage: str, compute: str) -> Any:
     """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
     stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        if version:
-            work(numbers, counter, items, scratch, stored, computed, spec)
+        work(numbers, counter, items, scratch, stored, computed, spec)
 
     return driver
 

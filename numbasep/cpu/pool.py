@@ -154,12 +154,13 @@ _processor = (
 
 
 class _Worker:
-    """A thread that takes part in jobs: from its mailbox while awake, from its queue to wake up."""
+    """A thread that takes part in jobs: from its mailbox while awake; it is rung for to wake up."""
 
     def __init__(self, number: int) -> None:
         self.box = _boxes[number]
         self.box[STATE] = ASLEEP
-        self.jobs: SimpleQueue[Any] = SimpleQueue()
+        self.bell: SimpleQueue[None] = SimpleQueue()
+        self.job: tuple[Any, ...] | None = None
         self.thread = threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True)
         self.thread.start()
 
@@ -168,10 +169,8 @@ class _Worker:
 
         Linux wakes a thread on the caller's processor where the others seem taken, as those of a
         virtual machine do when they are idle; there it would wait until the caller has done all.
-        A thread that gets no processor keeps one job and its memory, not those of all calls since.
+        A thread that is long in coming finds the last job only.
         """
-        if not self.jobs.empty():
-            return
         allowed: set[int] = set()
         if _processor is not None:
             with suppress(OSError):
@@ -179,7 +178,9 @@ class _Worker:
                 others = allowed - {_processor()}
                 if others:
                     os.sched_setaffinity(self.thread.native_id or 0, others)
-        self.jobs.put((*job, allowed))
+        self.job = *job, allowed
+        if self.bell.empty():
+            self.bell.put(None)
 
     def _work(self) -> None:
         box = self.box
@@ -193,7 +194,11 @@ class _Worker:
                     _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
                 box[FINISHED] += 1
             else:
-                function, numbers, counter, items, size, owners, allowed = self.jobs.get()
+                self.bell.get()
+                job, self.job = self.job, None
+                if job is None:
+                    continue
+                function, numbers, counter, items, size, owners, allowed = job
                 if allowed:
                     with suppress(OSError):
                         os.sched_setaffinity(0, allowed)
@@ -201,7 +206,7 @@ class _Worker:
                     with suppress(MemoryError):
                         scratch, memory = _scratch(size)
                         _join(function, address(numbers), address(counter), items, scratch)
-                del numbers, counter, owners
+                del job, numbers, counter, owners
 
 
 def _scratch(size: int) -> tuple[int, Array]:

@@ -61,9 +61,11 @@ def test_pointwise_tiles(layout: str) -> None:
     image, weight, bias = noise(*shape), noise(101, 70), noise(101)
     image = image.reshape((2, 70, -1) if layout == "NCHW" else (2, -1, 70))
     expected = None
-    for pixels, share, threads in product((16, 48, 64, 144), (48, 96, 144), (1, 2, 3)):
+    for pixels, share, threads, turns in product(
+        (16, 48, 64, 144), (48, 96, 144), (1, 2, 3), (False, layout == "NHWC")
+    ):
         out = np.full((2, 101, 143) if layout == "NCHW" else (2, 143, 101), np.nan, np.float32)
-        tile = pointwise.Tile(pixels, share, threads)
+        tile = pointwise.Tile(pixels, share, threads, turns)
         pointwise.run_pointwise(plan, image, weight, bias, out, tile)
         expected = out if expected is None else expected
         assert out.tobytes() == expected.tobytes()
@@ -96,7 +98,7 @@ def test_pointwise_ends(
             expected *= np.clip(expected + 3, 0, 6)
             expected /= 6
         out = np.full(expected.shape, np.nan, np.float32)
-        tile = pointwise.Tile(min(48, pixels), 1000, 2)
+        tile = pointwise.Tile(min(48, pixels), 1000, 2, outputs % 2 == 0 and not planar)
         pointwise.run_pointwise(plan, image, weight, bias, out, tile)
         assert (out == expected).all()
 

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_a_thread_without_memory_leaves_the_work_to_others(monkeypatch: pytest.M
         assert filtered(image, 3) == expected
 
 
-def test_a_thread_without_a_processor_keeps_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_without_a_processor_keeps_the_last_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine: the memory of all the calls since would be kept with theirs."""
     (image,) = images(1)
     expected = filtered(image, 1)
@@ -146,12 +147,15 @@ def test_a_thread_without_a_processor_keeps_one_job(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pool, "_workers", [])
     monkeypatch.setattr(pool, "_boxes", np.zeros_like(pool._boxes))
     monkeypatch.setattr(pool._Worker, "_work", starved)
+    jobs = []
     for _ in range(10):
         assert filtered(image, 2) == expected
-    (worker,) = pool._workers
-    assert worker.jobs.qsize() == 1
+        (worker,) = pool._workers
+        jobs.append(weakref.ref(worker.job[2]))  # the counter
+        assert worker.bell.qsize() == 1
+    assert [job() is not None for job in jobs] == [False] * 9 + [True]
     go_on.set()
-    while not worker.jobs.empty():
+    while worker.job is not None or jobs[-1]() is not None:
         time.sleep(0.001)
     assert filtered(image, 2) == expected
 
