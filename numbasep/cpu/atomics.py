@@ -142,6 +142,18 @@ def call10(
     return _call(10)
 
 
+@intrinsic
+def processor(context: Any) -> Any:
+    """Return the number of the processor that the caller runs on, by the C library."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        number = b.call(cgutils.get_or_insert_function(b.module, kind, "sched_getcpu"), [])
+        return b.sext(number, ir.IntType(64))
+
+    return types.int64(), generate
+
+
 def _copy(bits: int) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         kind = ir.IntType(bits).as_pointer()

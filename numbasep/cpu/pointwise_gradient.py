@@ -24,7 +24,6 @@ from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, s
 from numbasep.cpu.channels import Prepared, bounds_of, move_row
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
-from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import PointwisePlan
 
@@ -185,7 +184,8 @@ def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
         copy_at,
     )  # fmt: skip
     owners = bounds, geometry, zeros, starts
-    return Prepared(numbers, groups * slices, copy_at + 64, 1, owners), slices
+    work = pointwise.work_of(plan)
+    return Prepared(numbers, groups * slices, copy_at + 64, 1, work, owners), slices
 
 
 def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Array) -> None:
@@ -205,12 +205,9 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
     sums[...] = 0
     numbers = made.numbers.copy()
     numbers[:ZEROS] = address(grad), address(image), address(sums)
-    threads = numba.get_num_threads()
-    if grad.size * plan.channels < 2 * cpu_tiles.ALONE:
-        threads = 1
     pool.run(
-        driver(storage, plan.compute).address, numbers, made.items, made.scratch, threads,
-        (image, grad, sums, numbers, made),
+        driver(storage, plan.compute).address, numbers, made.items, made.scratch,
+        numba.get_num_threads(), (image, grad, sums, numbers, made), made.work,
     )  # fmt: skip
     if not direct:
         np.copyto(out, sums.sum(0), casting="unsafe")

@@ -18,7 +18,10 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -26,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, compiled
+from numbasep.plan.cpu_tiles import ALONE, HEAVY
 
 Array = NDArray[Any]
 
@@ -33,8 +37,8 @@ Array = NDArray[Any]
 KEPT_BYTES = 4 << 20
 ALIGNMENT = 64
 
-# How often a thread without work looks for more before it sleeps: some 100 us.
-SPINS = 4000
+# How often a thread without work looks for more before it sleeps, and how long that takes.
+SPINS, AWAKE_SECONDS = 4000, 1e-4
 
 # A mailbox: its state, a job (function, numbers, counter, items, bytes of scratch memory), and how
 # many jobs its thread has finished.
@@ -46,6 +50,8 @@ GROW = 1
 _local = threading.local()
 _lock = threading.Lock()
 _workers: list[_Worker] = []
+# When a job ended last.
+_ended = 0.0
 
 
 def _forget() -> None:
@@ -147,10 +153,18 @@ _boxes = np.zeros((MOST_WORKERS, CACHE_LINE), np.int64)
 _BOXES = address(_boxes)
 
 
-# The number of the processor that the caller runs on, where threads can be told where to run.
-_processor = (
-    getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None
-)
+@cache
+def _find_processor() -> Callable[[], int] | None:
+    """Return what tells the caller's processor, if threads can be told where to run."""
+    if not (hasattr(os, "sched_setaffinity") and hasattr(ctypes.CDLL(None), "sched_getcpu")):
+        return None
+
+    @compiled.njit("int64()")
+    def processor() -> int:
+        return int(atomics.processor())
+
+    found: Callable[[], int] = processor
+    return found
 
 
 class _Worker:
@@ -161,24 +175,26 @@ class _Worker:
         self.box[STATE] = ASLEEP
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.job: tuple[Any, ...] | None = None
+        self.avoided = -1
         self.thread = threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True)
         self.thread.start()
 
     def wake(self, job: tuple[Any, ...]) -> None:
-        """Send a job to a thread that sleeps, which starts on another processor than the caller's.
+        """Send a job to a thread that sleeps, which keeps off the caller's processor.
 
         Linux wakes a thread on the caller's processor where the others seem taken, as those of a
         virtual machine do when they are idle; there it would wait until the caller has done all.
         A thread that is long in coming finds the last job only.
         """
-        allowed: set[int] = set()
-        if _processor is not None:
+        find = _find_processor()
+        here = -1 if find is None else find()
+        if here != self.avoided:
             with suppress(OSError):
-                allowed = os.sched_getaffinity(0)
-                others = allowed - {_processor()}
+                others = os.sched_getaffinity(0) - {here}
                 if others:
                     os.sched_setaffinity(self.thread.native_id or 0, others)
-        self.job = *job, allowed
+            self.avoided = here
+        self.job = job
         if self.bell.empty():
             self.bell.put(None)
 
@@ -198,10 +214,7 @@ class _Worker:
                 job, self.job = self.job, None
                 if job is None:
                     continue
-                function, numbers, counter, items, size, owners, allowed = job
-                if allowed:
-                    with suppress(OSError):
-                        os.sched_setaffinity(0, allowed)
+                function, numbers, counter, items, size, owners = job
                 if counter[0] < items:
                     with suppress(MemoryError):
                         scratch, memory = _scratch(size)
@@ -245,6 +258,7 @@ def run(
     scratch: int,
     threads: int,
     owners: object,
+    work: int,
 ) -> None:
     """Run a kernel until ``items`` work items are finished, on up to ``threads`` threads.
 
@@ -252,18 +266,23 @@ def run(
         ``counter[0]`` until there are none, and counts those it has finished in ``counter[1]``.
     scratch: bytes of scratch memory for each thread.
     owners: of the memory that the numbers address; a thread that wakes late keeps them alive.
+    work: about how many multiply-adds take as long: threads that sleep are left to sleep where that
+        is less than to wake them takes, unless the caller seems to go on with such calls.
     """
+    global _ended
     counter = np.zeros(2, np.int64)
-    helpers = min(threads, items, MOST_WORKERS + 1) - 1
+    helpers = min(threads, items, MOST_WORKERS + 1) - 1 if work >= ALONE else 0
     try:
-        for worker in _helpers(helpers):
-            if worker.box[STATE] == ASLEEP:
-                worker.wake((function, numbers, counter, items, scratch, owners))
+        if helpers and (work >= HEAVY or time.perf_counter() - _ended < AWAKE_SECONDS):
+            for worker in _helpers(helpers):
+                if worker.box[STATE] == ASLEEP:
+                    worker.wake((function, numbers, counter, items, scratch, owners))
         aligned, memory = _scratch(scratch)
         _lead(
             _BOXES, helpers, function, address(numbers), address(counter), items, scratch, aligned
         )
         del memory
+        _ended = time.perf_counter()
     except BaseException:
         # Ctrl-C, no memory: nobody may write to the result once the caller has it back.
         _abandon(address(counter), items)

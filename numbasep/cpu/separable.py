@@ -391,8 +391,9 @@ def _numbers(
 def _start(made: _Prepared, numbers: Array, image: Array, out: Array, owners: object) -> None:
     numbers[IMAGE], numbers[OUT] = address(image), address(out)
     pool.run(
-        driver().address, numbers, made.items, made.scratch, made.threads, (image, out, owners)
-    )
+        driver().address, numbers, made.items, made.scratch, made.threads, (image, out, owners),
+        made.work,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
@@ -409,6 +410,7 @@ class _Prepared:
     scratch: int
     threads: int
     packed: bool
+    work: int
     offsets: Array
 
 
@@ -465,5 +467,6 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         (packed_strip() if tile.packed else unpacked_strip()).address,
     )
     return _Prepared(
-        numbers, plan.planes * bands, layout.size, tile.threads, tile.packed, layout.offsets
-    )
+        numbers, plan.planes * bands, layout.size, tile.threads, tile.packed,
+        cpu_tiles.work_of(plan), layout.offsets,
+    )  # fmt: skip

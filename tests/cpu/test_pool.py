@@ -69,12 +69,12 @@ def test_an_interrupted_call_writes_nothing_later(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(pool, "_lead", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                pool.run(slow_work.address, marks, 400, 0, 3, marks)
+                pool.run(slow_work.address, marks, 400, 0, 3, marks, 1)
         left = marks.copy()
         time.sleep(0.01)
         assert (marks == left).all()
         begun += 0 < left.sum() < 400
-        pool.run(slow_work.address, marks, 400, 0, 3, marks)
+        pool.run(slow_work.address, marks, 400, 0, 3, marks, 1)
         assert (marks == left + 1).all()
     assert begun > 0
 
@@ -172,30 +172,48 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def asleep(worker: pool._Worker) -> None:
+    while worker.box[pool.STATE] != pool.ASLEEP:
+        time.sleep(0.001)
+
+
 def test_a_thread_that_sleeps_wakes_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And may then run wherever the caller may."""
+    """Which is looked at again where the caller has moved."""
     if not hasattr(os, "sched_setaffinity"):
         return
     allowed = os.sched_getaffinity(0)
     masks: list[tuple[int, set[int]]] = []
-    setting = os.sched_setaffinity
-
-    def set_affinity(thread: int, mask: set[int]) -> None:
-        setting(thread, mask)
-        masks.append((thread, set(mask)))
-
-    monkeypatch.setattr(pool, "_processor", lambda: min(allowed))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *mask: masks.append(mask))
     (image,) = images(1)
     filtered(image, 2)
     worker = pool._workers[0]
-    while worker.box[pool.STATE] != pool.ASLEEP:
-        time.sleep(0.001)
-    monkeypatch.setattr(os, "sched_setaffinity", set_affinity)
-    filtered(image, 2)
-    late = time.monotonic() + 10
-    while (0, allowed) not in masks and time.monotonic() < late:
-        time.sleep(0.001)
+    worker.avoided = -1
+    for here in (min(allowed), min(allowed), max(allowed)):
+        asleep(worker)
+        monkeypatch.setattr(pool, "_find_processor", lambda here=here: lambda: here)
+        filtered(image, 2)
+    expected = sorted({min(allowed), max(allowed)})
     if len(allowed) > 1:
-        assert masks[0] == (worker.thread.native_id, allowed - {min(allowed)})
-    assert masks[-1] == (0, allowed)
-    assert os.sched_getaffinity(worker.thread.native_id) == allowed
+        assert masks == [(worker.thread.native_id, allowed - {here}) for here in expected]
+
+
+def test_threads_that_sleep_are_woken_for_what_takes_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Than to wake them, or where calls follow each other."""
+    monkeypatch.undo()  # what lets all tests' threads take part
+    marks = np.zeros(4, np.int64)
+    filtered(images(1)[0], 2)
+    worker = pool._workers[0]
+    rung: list[object] = []
+    monkeypatch.setattr(worker, "wake", rung.append)
+    for work, seconds, woken in (
+        (pool.HEAVY, 1.0, 1), (pool.HEAVY - 1, 1.0, 0), (pool.HEAVY - 1, 0.0, 1),
+        (pool.ALONE - 1, 0.0, 0),
+    ):  # fmt: skip
+        asleep(worker)
+        rung.clear()
+        monkeypatch.setattr(pool, "_ended", time.perf_counter() - seconds)
+        pool.run(slow_work.address, marks, 4, 0, 2, marks, work)
+        assert len(rung) == woken
+    assert (marks == 4).all()
