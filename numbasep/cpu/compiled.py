@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core import sigutils
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.ccallback import CFunc
@@ -104,10 +105,32 @@ def _say_once() -> None:
         )
 
 
+def _constant(cell: Any) -> str:
+    if isinstance(cell, np.ndarray) and cell.size == 0:  # a tag: ``simd.tag``, ``number_tag``
+        return f"{cell.dtype.str}{cell.ndim}"
+    if cell is None or isinstance(cell, bool | int | str):
+        return repr(cell)
+    raise TypeError(f"compiled code closes over {cell!r}, which its key and its name cannot hold")
+
+
+def _named(function: Callable[..., Any]) -> None:
+    """Name what a function closes over in its name.
+
+    Numba's symbols are made of a function's name, the types of its arguments and a number, which
+    each process counts from one. Of two functions with one symbol, from the cache, all calls would
+    run the one that was read first.
+    """
+    constants = [_constant(cell.cell_contents) for cell in function.__closure__ or ()]
+    if constants:
+        digest = hashlib.sha256("\0".join(constants).encode()).hexdigest()[:16]
+        function.__qualname__ += f"_{digest}"
+
+
 def cfunc(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """``numba.cfunc(signature, cache=True)``."""
 
     def compiled(function: Callable[..., Any]) -> Any:
+        _named(function)
         made = CFunc(function, sigutils.normalize_signature(signature), {}, {})
         made._cache = _cache(function)  # type: ignore[attr-defined]  # as Numba's decorator does
         made.compile()
@@ -120,6 +143,7 @@ def njit(signature: str) -> Callable[[Callable[..., Any]], Any]:
     """``numba.njit(signature, nogil=True, cache=True)``."""
 
     def compiled(function: Callable[..., Any]) -> Any:
+        _named(function)
         made = numba.njit(nogil=True)(function)
         made._cache = _cache(function)
         made.compile(signature)

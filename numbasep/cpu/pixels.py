@@ -80,7 +80,6 @@ def make_filter(pointed: bool) -> Any:
     some2, some1, some_few = make(PIXELS, VECTORS), make(PIXELS, 1), make(PIXELS, 1, True)
     one4, one1, one_few = make(1, 4), make(1, 1), make(1, 1, True)
 
-    @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
     def filter_pixels(
         g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
         compute: Any, spec: Any,
@@ -122,7 +121,9 @@ def make_filter(pointed: bool) -> Any:
                         c += lanes
                 i += 1
 
-    return filter_pixels
+    # Compiled in different processes, the two could have one symbol, and the code of one.
+    filter_pixels.__qualname__ += "_pointed" if pointed else "_in_rows"
+    return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(filter_pixels)
 
 
 filter_pixels, filter_pointed = make_filter(False), make_filter(True)

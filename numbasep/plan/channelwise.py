@@ -331,6 +331,8 @@ def pointwise(
 FEWEST_TILES = {"cuda": cuda_fused.MULTIPROCESSORS, "cpu": 2}
 # Bytes in which one tile of all channels must fit on the CPU: half of L2.
 TILE_BYTES = 512 << 10
+# Pixels for each output channel up to which a CPU is faster in two passes.
+CACHED_PIXELS = 4
 
 
 def _least(first: DepthwisePlan, second: PointwisePlan) -> int:
@@ -351,7 +353,8 @@ def separable(
 
     Fusing pays when P pixels of all channels fit beside the machine's arithmetic, when they are
     enough that reading the pointwise weights again for each tile costs less than the intermediate
-    in memory, and when there are tiles for every processor. On CUDA the weights of small layers
+    in memory, and when there are tiles for every processor; on a CPU only where the intermediate is
+    several times larger than the pointwise weights. On CUDA the weights of small layers
     are not read again, and neither low-rank weights nor a window too large for shared memory are
     fused, whatever ``fuse`` is.
     """
@@ -364,6 +367,12 @@ def separable(
     tiles = pixels // max(least, 1)
     if fuse is not None:
         fused, why = fuse, f"fuse={fuse} was asked for"
+    elif pixels < CACHED_PIXELS * second.outputs:
+        fused = False
+        why = (
+            f"two passes: {pixels} pixels of {c} channels stay in the caches, and two passes read "
+            f"the weights of {second.outputs} outputs in larger shares"
+        )
     elif most < least:
         fused = False
         why = (

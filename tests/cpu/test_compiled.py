@@ -17,14 +17,14 @@ import pytest
 from numba.core import config
 from numba.core.caching import _CacheLocator
 
-from numbasep.cpu import compiled
+from numbasep.cpu import compiled, passes, pixels
 
 ROOT = Path(__file__).parents[2]
 
 # Functions that differ in what they close over, as those of the package do in dtypes.
 MODULE = """
 import ctypes
-from numbasep.cpu import compiled
+from numbasep.cpu import compiled, passes, pixels
 
 def constant(number):
     @compiled.cfunc("int64()")
@@ -161,3 +161,49 @@ def test_without_a_writable_folder(folder: Path) -> None:
     assert output(start(folder, code, HOME=str(home), XDG_CACHE_HOME=str(home / "cache"))) == (
         "5 6\n['numbasep: no folder for compiled code is writable']\n"
     )
+
+
+def test_what_processes_compiled_apart_is_told_apart(folder: Path) -> None:
+    """Numba's symbols count the functions of a process: these two are the first of theirs."""
+    call = """
+        import numpy, numbasep
+        x = numpy.arange(4, dtype="f").reshape(2, 1, 2, 1)
+        weight = numpy.full((1, 1, 1, 1), -1, "f")
+        print(numbasep.depthwise_conv2d(x, weight, layout="NHWC", backend="cpu").ravel().tolist())
+    """
+    cache = str(folder / "cache")
+    for code in (
+        "import numbasep.cpu.pool",
+        "from numbasep.cpu import pixels; pixels.pixels_of('float32', 0)",
+        "from numbasep.cpu import pixels; pixels.pointed_of('float32', 0)",
+    ):
+        assert output(start(folder, code, NUMBA_CACHE_DIR=cache)) == ""
+    assert output(start(folder, call, NUMBA_CACHE_DIR=cache)) == "[0.0, -1.0, -2.0, -3.0]\n"
+
+
+def test_functions_of_the_package_that_close_over_something_have_names_of_their_own() -> None:
+    names = [
+        made._wrapper_name.split("12_3clocals_3e")[1].split("B2v")[0]
+        for made in (
+            passes.converter("uint8", "float32"),
+            passes.converter("int16", "float32"),
+            passes.converter("int16", "float64"),
+        )
+    ]
+    assert len(set(names)) == 3
+    filters = pixels.filter_pixels, pixels.filter_pointed
+    assert len({one.py_func.__qualname__ for one in filters}) == 2
+
+
+def test_a_function_cannot_close_over_another() -> None:
+    def caller() -> str:
+        return str(start)  # of the module: no part of the function
+
+    compiled._named(caller)
+    other = caller
+
+    def closing() -> str:
+        return other()
+
+    with pytest.raises(TypeError, match="closes over"):
+        compiled._named(closing)
