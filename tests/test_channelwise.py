@@ -547,6 +547,34 @@ def test_out_may_overlap_the_weights(layout: str) -> None:
             assert np.array_equal(out, both)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("near", [0, 1 << 20])
+def test_pointwise_weights_with_a_window_of_one(
+    layout: str, dtype: str, near: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: the second call takes another way. ``near``: so do pixels that the caches hold."""
+    from numbasep.cpu import pointwise
+
+    monkeypatch.setattr(pointwise, "NEAR_BYTES", near)
+    for cached in (pointwise.choose, pointwise.chosen):
+        cached.cache_clear()
+    rng = np.random.default_rng(9)
+    x = rng.integers(-3, 4, (1, 5, 40, 20)).astype(dtype)
+    matrix = rng.integers(-3, 4, (70, 5 if layout == "NCHW" else 20)).astype(dtype)
+    taps = np.ones((matrix.shape[1], 1, 1, 1), dtype)
+    expected = np.einsum("ncyx,oc->noyx" if layout == "NCHW" else "nyxc,oc->nyxo", x, matrix)
+    for weight in (matrix, matrix[:, :, None, None]):
+        for _ in range(2):
+            out = pointwise_conv2d(x, weight, layout=layout)
+            assert np.array_equal(out, expected)
+            for fuse in (False, True):
+                both = depthwise_separable_conv2d(x, taps, weight, layout=layout, fuse=fuse)
+                assert np.array_equal(both, expected)
+    for cached in (pointwise.choose, pointwise.chosen):
+        cached.cache_clear()
+
+
 IMAGE = np.zeros((2, 4, 8, 8), np.float32)
 TAPS = np.zeros((4, 1, 3, 3), np.float32)
 

@@ -81,8 +81,8 @@ def driver() -> Any:
 
 
 def turned_weight(weight: Array, compute: str, threads: int) -> Array:
-    """Return the weights (outputs, channels) of a compute dtype in blocks."""
-    outputs, channels = weight.shape
+    """Return the weights of a compute dtype, for each output its channels, in blocks."""
+    outputs, channels = len(weight), weight.size // len(weight)
     block = blocks.MIX_VECTORS * blocks.lanes_of(compute)
     count = -(-outputs // block)
     turned = np.empty((count, channels, block), weight.dtype)
