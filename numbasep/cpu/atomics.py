@@ -149,7 +149,7 @@ def processor(context: Any) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
         number = b.call(cgutils.get_or_insert_function(b.module, kind, "sched_getcpu"), [])
-        return b.sext(number, ir.IntType(64))
+        return b.sext(number, I64)
 
     return types.int64(), generate
 

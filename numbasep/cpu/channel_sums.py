@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
 from numbasep.cpu.channels import Prepared
 from numbasep.cpu.pool import address
+from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import DepthwisePlan
 
@@ -109,8 +110,7 @@ def prepare(plan: DepthwisePlan) -> tuple[Prepared, tuple[int, ...]]:
         slices,
     )  # fmt: skip
     shape = (slices, plan.channels, block) if planar else (slices, plan.channels)
-    work = plan.batch * plan.channels * pixels
-    return Prepared(numbers, groups * slices, 64, 1, work, ()), shape
+    return Prepared(numbers, groups * slices, 64, 1, ()), shape
 
 
 def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
@@ -119,9 +119,10 @@ def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
     totals = np.zeros(shape, plan.compute)
     numbers = made.numbers.copy()
     numbers[:C] = address(grad), address(totals)
+    threads = 1 if grad.size < cpu_tiles.ALONE else numba.get_num_threads()
     pool.run(
-        driver(plan.storage, plan.compute).address, numbers, made.items, made.scratch,
-        numba.get_num_threads(), (grad, totals, numbers, made), made.work,
+        driver(plan.storage, plan.compute).address, numbers, made.items, made.scratch, threads,
+        (grad, totals, numbers, made),
     )  # fmt: skip
     total = totals.sum(0)
     if plan.layout == "NCHW":

@@ -37,16 +37,12 @@ ACTIVATED = {"silu": blocks.SILU, "hardswish": blocks.HARDSWISH, "gelu": blocks.
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What calls of one plan and tile share: all numbers but the first ``PER_CALL``.
-
-    work: about how many multiply-adds take as long.
-    """
+    """What calls of one plan and tile share: all numbers but the first ``PER_CALL``."""
 
     numbers: Array
     items: int
     scratch: int
     threads: int
-    work: int
     owners: tuple[Any, ...]
 
 

@@ -182,21 +182,13 @@ def pixel_group(plan: DepthwisePlan) -> int:
     return min(rounded(-(-plan.filters // -(-plan.filters // most)), unit), plan.filters)
 
 
-def taps_of(plan: DepthwisePlan) -> int:
-    """Return how many taps an output takes."""
-    return plan.rank * (plan.y.taps + plan.x.taps) if plan.rank else plan.y.taps * plan.x.taps
-
-
-def work_of(plan: DepthwisePlan) -> int:
-    """Return about how many multiply-adds take as long."""
-    return plan.batch * plan.filters * plan.y.out * plan.x.out * max(taps_of(plan), 8)
-
-
 @lru_cache(maxsize=1024)
 def choose(plan: DepthwisePlan, threads: int) -> Tile:
     """Return the tile for a plan."""
     wide = np.dtype(plan.compute).itemsize
-    if work_of(plan) < cpu_tiles.ALONE:
+    taps = plan.rank * (plan.y.taps + plan.x.taps) if plan.rank else plan.y.taps * plan.x.taps
+    outputs = plan.y.out * plan.x.out
+    if plan.batch * plan.filters * outputs * max(taps, 8) < cpu_tiles.ALONE:
         threads = 1
     if plan.layout == "NCHW":
         pitch, _ = row_bytes(plan, 1)
@@ -204,7 +196,7 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
         band = min(max(fits, 2 * planes.ROWS), plan.y.out)
         bands = -(-plan.y.out // band)
         band = min(rounded(-(-plan.y.out // bands), planes.ROWS), plan.y.out)
-        group = max(1, 60_000 // (band * plan.x.out * taps_of(plan) * plan.multiplier))
+        group = max(1, 60_000 // (band * plan.x.out * taps * plan.multiplier))
         most = -(-plan.batch * plan.channels * bands // (4 * threads))
         return Tile(band, min(group, max(most, 1), plan.channels), threads)
     group = pixel_group(plan)
@@ -365,7 +357,6 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         plan.batch * groups * bands,
         starts[-1] + 4 * simd.VECTOR,
         tile.threads,
-        work_of(plan),
         (bounds, offsets, geometry, pad_table, zeros, window),
     )
 
@@ -397,4 +388,4 @@ def run_depthwise(
     second = address(rows) if plan.rank else first
     numbers[:PER_CALL] = address(image), address(out), first, second, address(bias)
     owners = image, out, columns, rows, bias, made
-    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners, made.work)
+    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)

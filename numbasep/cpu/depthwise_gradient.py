@@ -52,6 +52,7 @@ from numbasep.cpu.passes import map_index
 from numbasep.cpu.planes import clear_band, pack_band
 from numbasep.cpu.pool import address
 from numbasep.cpu.products import BLOCK
+from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import DepthwisePlan
 from numbasep.plan.gradients import Phase
@@ -226,8 +227,7 @@ def prepare(plan: DepthwisePlan) -> tuple[Prepared, Prepared]:
         address(fill), address(offsets), plan.multiplier, group, groups, units, slices,
         len(offsets), *steps, span,
     )  # fmt: skip
-    work = depthwise.work_of(alone)
-    return one, Prepared(numbers, groups * slices, scratch + 64, 1, work, (fill, offsets))
+    return one, Prepared(numbers, groups * slices, scratch + 64, 1, (fill, offsets))
 
 
 def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, out: Array) -> None:
@@ -251,9 +251,12 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
     correlation[IMAGE] = address(image)
     numbers = made.numbers.copy()
     numbers[:FILL] = address(correlation), address(grad), address(sums)
+    threads = numba.get_num_threads()
+    if grad.size * taps < cpu_tiles.ALONE:
+        threads = 1
     pool.run(
         driver(planar, plan.storage, plan.compute).address, numbers, made.items, made.scratch,
-        numba.get_num_threads(), (image, grad, sums, correlation, numbers, one, made), made.work,
+        threads, (image, grad, sums, correlation, numbers, one, made),
     )  # fmt: skip
     total = sums.sum(0)
     total = total.sum(-1) if planar else total.T

@@ -156,8 +156,7 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
         finisher(first.compute, first.compute, activation).address if activation else 0,
     )
     bands = -(-first.y.out // tile.band)
-    work = one.work + two.work
-    both = Prepared(numbers, first.batch * bands, mixing + two.scratch, tile.threads, work, ())
+    both = Prepared(numbers, first.batch * bands, mixing + two.scratch, tile.threads, ())
     return one, two, both
 
 
@@ -190,4 +189,4 @@ def run_fused(
     owners = (
         image, out, columns, rows, pointwise_weight, depthwise_bias, pointwise_bias, p, q, one, two,
     )  # fmt: skip
-    pool.run(driver().address, numbers, both.items, both.scratch, both.threads, owners, both.work)
+    pool.run(driver().address, numbers, both.items, both.scratch, both.threads, owners)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
 from numbasep.cpu.channels import move_edge, move_row
 from numbasep.cpu.pool import address
+from numbasep.plan import cpu_tiles
 
 Array = NDArray[Any]
 
@@ -85,7 +86,7 @@ def run(
     numbers = np.array(
         [address(out), address(places), height, width, inner, down, across], np.int64
     )
+    threads = 1 if out.size < cpu_tiles.ALONE else numba.get_num_threads()
     pool.run(
-        driver(compute, output).address, numbers, images, 64, numba.get_num_threads(),
-        (parts, out, places, numbers), out.size,
-    )  # fmt: skip
+        driver(compute, output).address, numbers, images, 64, threads, (parts, out, places, numbers)
+    )

@@ -328,11 +328,6 @@ def _cost(rows: int, columns: int, channels: int, lanes: int, again: bool) -> in
     return row_blocks * each + FETCH_COST * channels * -(-columns // (VECTORS * lanes)) + ITEM_COST
 
 
-def work_of(plan: PointwisePlan) -> int:
-    """Return how many multiply-adds of other kernels take as long: these are twice as fast."""
-    return plan.batch * plan.pixels * plan.channels * plan.outputs // 2
-
-
 @lru_cache(maxsize=1024)
 def choose(plan: PointwisePlan, threads: int) -> Tile:
     """Return the tile for a plan: the one whose items take the threads least time, by a model.
@@ -341,7 +336,7 @@ def choose(plan: PointwisePlan, threads: int) -> Tile:
     """
     lanes = blocks.lanes_of(plan.compute)
     block = VECTORS * lanes
-    if work_of(plan) < cpu_tiles.ALONE:
+    if plan.batch * plan.pixels * plan.channels * plan.outputs < 2 * cpu_tiles.ALONE:
         threads = 1
     planar = plan.layout == "NCHW"
     images, whole = (plan.batch, plan.pixels) if planar else (1, plan.batch * plan.pixels)
@@ -423,7 +418,7 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     items = (plan.batch if planar else 1) * tiles * shares
     # A vector is converted beyond the last pixel.
     scratch = int(starts[2]) + 4 * simd.VECTOR
-    return Prepared(numbers, items, scratch, tile.threads, work_of(plan), (bounds, geometry))
+    return Prepared(numbers, items, scratch, tile.threads, (bounds, geometry))
 
 
 @lru_cache(maxsize=512)
@@ -447,4 +442,4 @@ def run_pointwise(
     numbers = made.numbers.copy()
     numbers[:PER_CALL] = [address(a) for a in (image, out, weight, bias)]
     owners = image, out, weight, bias, made
-    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners, made.work)
+    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)

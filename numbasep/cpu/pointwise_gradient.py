@@ -24,6 +24,7 @@ from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, s
 from numbasep.cpu.channels import Prepared, bounds_of, move_row
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
+from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import PointwisePlan
 
@@ -184,8 +185,7 @@ def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
         copy_at,
     )  # fmt: skip
     owners = bounds, geometry, zeros, starts
-    work = pointwise.work_of(plan)
-    return Prepared(numbers, groups * slices, copy_at + 64, 1, work, owners), slices
+    return Prepared(numbers, groups * slices, copy_at + 64, 1, owners), slices
 
 
 def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Array) -> None:
@@ -205,9 +205,12 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
     sums[...] = 0
     numbers = made.numbers.copy()
     numbers[:ZEROS] = address(grad), address(image), address(sums)
+    threads = numba.get_num_threads()
+    if grad.size * plan.channels < 2 * cpu_tiles.ALONE:
+        threads = 1
     pool.run(
-        driver(storage, plan.compute).address, numbers, made.items, made.scratch,
-        numba.get_num_threads(), (image, grad, sums, numbers, made), made.work,
+        driver(storage, plan.compute).address, numbers, made.items, made.scratch, threads,
+        (image, grad, sums, numbers, made),
     )  # fmt: skip
     if not direct:
         np.copyto(out, sums.sum(0), casting="unsafe")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -29,7 +28,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, compiled
-from numbasep.plan.cpu_tiles import ALONE, HEAVY
 
 Array = NDArray[Any]
 
@@ -37,8 +35,8 @@ Array = NDArray[Any]
 KEPT_BYTES = 4 << 20
 ALIGNMENT = 64
 
-# How often a thread without work looks for more before it sleeps, and how long that takes.
-SPINS, AWAKE_SECONDS = 4000, 1e-4
+# How often a thread without work looks for more before it sleeps: some 100 us.
+SPINS = 4000
 
 # A mailbox: its state, a job (function, numbers, counter, items, bytes of scratch memory), and how
 # many jobs its thread has finished.
@@ -50,8 +48,6 @@ GROW = 1
 _local = threading.local()
 _lock = threading.Lock()
 _workers: list[_Worker] = []
-# When a job ended last.
-_ended = 0.0
 
 
 def _forget() -> None:
@@ -153,11 +149,14 @@ _boxes = np.zeros((MOST_WORKERS, CACHE_LINE), np.int64)
 _BOXES = address(_boxes)
 
 
+NOWHERE = -1
+
+
 @cache
-def _find_processor() -> Callable[[], int] | None:
-    """Return what tells the caller's processor, if threads can be told where to run."""
+def _finder() -> Callable[[], int]:
+    """Return what tells the caller's processor, where threads can be told where to run."""
     if not (hasattr(os, "sched_setaffinity") and hasattr(ctypes.CDLL(None), "sched_getcpu")):
-        return None
+        return lambda: NOWHERE
 
     @compiled.njit("int64()")
     def processor() -> int:
@@ -175,25 +174,24 @@ class _Worker:
         self.box[STATE] = ASLEEP
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.job: tuple[Any, ...] | None = None
-        self.avoided = -1
+        self.avoided = NOWHERE
         self.thread = threading.Thread(target=self._work, name=f"numbasep-{number}", daemon=True)
         self.thread.start()
 
-    def wake(self, job: tuple[Any, ...]) -> None:
-        """Send a job to a thread that sleeps, which keeps off the caller's processor.
+    def keep_off(self, processor: int) -> None:
+        """Let the thread run wherever the caller may, but on the caller's processor.
 
-        Linux wakes a thread on the caller's processor where the others seem taken, as those of a
-        virtual machine do when they are idle; there it would wait until the caller has done all.
-        A thread that is long in coming finds the last job only.
+        Linux wakes a thread there where the others seem taken, as those of a virtual machine do
+        when they are idle, and it would wait until the caller has done all.
         """
-        find = _find_processor()
-        here = -1 if find is None else find()
-        if here != self.avoided:
-            with suppress(OSError):
-                others = os.sched_getaffinity(0) - {here}
-                if others:
-                    os.sched_setaffinity(self.thread.native_id or 0, others)
-            self.avoided = here
+        with suppress(OSError):
+            others = os.sched_getaffinity(0) - {processor}
+            if others:
+                os.sched_setaffinity(self.thread.native_id or 0, others)
+        self.avoided = processor
+
+    def wake(self, job: tuple[Any, ...]) -> None:
+        """Send a job to a thread that sleeps; one that is long in coming finds the last only."""
         self.job = job
         if self.bell.empty():
             self.bell.put(None)
@@ -258,7 +256,6 @@ def run(
     scratch: int,
     threads: int,
     owners: object,
-    work: int,
 ) -> None:
     """Run a kernel until ``items`` work items are finished, on up to ``threads`` threads.
 
@@ -266,23 +263,21 @@ def run(
         ``counter[0]`` until there are none, and counts those it has finished in ``counter[1]``.
     scratch: bytes of scratch memory for each thread.
     owners: of the memory that the numbers address; a thread that wakes late keeps them alive.
-    work: about how many multiply-adds take as long: threads that sleep are left to sleep where that
-        is less than to wake them takes, unless the caller seems to go on with such calls.
     """
-    global _ended
     counter = np.zeros(2, np.int64)
-    helpers = min(threads, items, MOST_WORKERS + 1) - 1 if work >= ALONE else 0
+    helpers = min(threads, items, MOST_WORKERS + 1) - 1
     try:
-        if helpers and (work >= HEAVY or time.perf_counter() - _ended < AWAKE_SECONDS):
-            for worker in _helpers(helpers):
-                if worker.box[STATE] == ASLEEP:
-                    worker.wake((function, numbers, counter, items, scratch, owners))
+        here = _finder()() if helpers > 0 else NOWHERE
+        for worker in _helpers(helpers):
+            if worker.avoided != here:
+                worker.keep_off(here)
+            if worker.box[STATE] == ASLEEP:
+                worker.wake((function, numbers, counter, items, scratch, owners))
         aligned, memory = _scratch(scratch)
         _lead(
             _BOXES, helpers, function, address(numbers), address(counter), items, scratch, aligned
         )
         del memory
-        _ended = time.perf_counter()
     except BaseException:
         # Ctrl-C, no memory: nobody may write to the result once the caller has it back.
         _abandon(address(counter), items)

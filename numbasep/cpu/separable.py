@@ -391,9 +391,8 @@ def _numbers(
 def _start(made: _Prepared, numbers: Array, image: Array, out: Array, owners: object) -> None:
     numbers[IMAGE], numbers[OUT] = address(image), address(out)
     pool.run(
-        driver().address, numbers, made.items, made.scratch, made.threads, (image, out, owners),
-        made.work,
-    )  # fmt: skip
+        driver().address, numbers, made.items, made.scratch, made.threads, (image, out, owners)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -410,7 +409,6 @@ class _Prepared:
     scratch: int
     threads: int
     packed: bool
-    work: int
     offsets: Array
 
 
@@ -467,6 +465,5 @@ def _prepared(plan: SpatialPlan, tile: CpuTile) -> _Prepared:
         (packed_strip() if tile.packed else unpacked_strip()).address,
     )
     return _Prepared(
-        numbers, plan.planes * bands, layout.size, tile.threads, tile.packed,
-        cpu_tiles.work_of(plan), layout.offsets,
-    )  # fmt: skip
+        numbers, plan.planes * bands, layout.size, tile.threads, tile.packed, layout.offsets
+    )

@@ -93,5 +93,5 @@ def turned_weight(weight: Array, compute: str, threads: int) -> Array:
         ],
         np.int64,
     )  # fmt: skip
-    pool.run(driver().address, numbers, count, 0, threads, (weight, turned), weight.size)
+    pool.run(driver().address, numbers, count, 0, threads, (weight, turned))
     return turned

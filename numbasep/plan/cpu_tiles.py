@@ -44,9 +44,8 @@ SINGLE = 24
 # Output rows of a band; of a direct convolution, all of whose image rows are packed at once.
 BAND = 512
 DIRECT_BAND = 64
-# Multiply-adds below which a second thread costs more than it brings; and below which it does if it
-# sleeps: to wake it takes up to 100 us.
-ALONE, HEAVY = 1 << 17, 1 << 21
+# Multiply-adds below which a second thread costs more than it brings.
+ALONE = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +118,6 @@ def may_copy(plan: SpatialPlan) -> bool:
     return not (plan.direct or neighbours(plan) or "complex" in plan.compute)
 
 
-def work_of(plan: SpatialPlan) -> int:
-    """Return about how many multiply-adds take as long."""
-    taps = max(plan.rank, 1) * (plan.y.taps + plan.x.taps)
-    if plan.direct:
-        taps = plan.y.taps * plan.x.taps
-    return plan.planes * plan.y.out * plan.x.out * plan.channels * max(taps, 16)
-
-
 @lru_cache(maxsize=1024)
 def choose(plan: SpatialPlan, threads: int, copies: bool) -> CpuTile:
     """Return the tile for a plan.
@@ -139,7 +130,8 @@ def choose(plan: SpatialPlan, threads: int, copies: bool) -> CpuTile:
     displaced = plan.x.size * wide % WAY == 0
     packed = must_pack(plan) or plan.y.taps > (DISPLACED if displaced else UNPACKED)
     total = plan.planes * plan.y.out
-    if work_of(plan) < ALONE:
+    taps = plan.y.taps * plan.x.taps if plan.direct else terms * (plan.y.taps + plan.x.taps)
+    if total * plan.x.out * plan.channels * max(taps, 16) < ALONE:
         threads = 1
     share = -(-total // (4 * threads))
     band = _rounded(

@@ -69,12 +69,12 @@ def test_an_interrupted_call_writes_nothing_later(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(pool, "_lead", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                pool.run(slow_work.address, marks, 400, 0, 3, marks, 1)
+                pool.run(slow_work.address, marks, 400, 0, 3, marks)
         left = marks.copy()
         time.sleep(0.01)
         assert (marks == left).all()
         begun += 0 < left.sum() < 400
-        pool.run(slow_work.address, marks, 400, 0, 3, marks, 1)
+        pool.run(slow_work.address, marks, 400, 0, 3, marks)
         assert (marks == left + 1).all()
     assert begun > 0
 
@@ -172,48 +172,23 @@ def test_a_forked_child_starts_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def asleep(worker: pool._Worker) -> None:
-    while worker.box[pool.STATE] != pool.ASLEEP:
-        time.sleep(0.001)
-
-
-def test_a_thread_that_sleeps_wakes_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which is looked at again where the caller has moved."""
+def test_threads_keep_off_the_callers_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told once, and again when the caller has moved."""
     if not hasattr(os, "sched_setaffinity"):
         return
     allowed = os.sched_getaffinity(0)
     masks: list[tuple[int, set[int]]] = []
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *mask: masks.append(mask))
     (image,) = images(1)
     filtered(image, 2)
     worker = pool._workers[0]
-    worker.avoided = -1
+    assert os.sched_getaffinity(worker.thread.native_id) < allowed or len(allowed) == 1
+    worker.avoided = pool.NOWHERE
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *mask: masks.append(mask))
     for here in (min(allowed), min(allowed), max(allowed)):
-        asleep(worker)
-        monkeypatch.setattr(pool, "_find_processor", lambda here=here: lambda: here)
+        monkeypatch.setattr(pool, "_finder", lambda here=here: lambda: here)
         filtered(image, 2)
-    expected = sorted({min(allowed), max(allowed)})
     if len(allowed) > 1:
-        assert masks == [(worker.thread.native_id, allowed - {here}) for here in expected]
-
-
-def test_threads_that_sleep_are_woken_for_what_takes_longer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Than to wake them, or where calls follow each other."""
-    monkeypatch.undo()  # what lets all tests' threads take part
-    marks = np.zeros(4, np.int64)
-    filtered(images(1)[0], 2)
-    worker = pool._workers[0]
-    rung: list[object] = []
-    monkeypatch.setattr(worker, "wake", rung.append)
-    for work, seconds, woken in (
-        (pool.HEAVY, 1.0, 1), (pool.HEAVY - 1, 1.0, 0), (pool.HEAVY - 1, 0.0, 1),
-        (pool.ALONE - 1, 0.0, 0),
-    ):  # fmt: skip
-        asleep(worker)
-        rung.clear()
-        monkeypatch.setattr(pool, "_ended", time.perf_counter() - seconds)
-        pool.run(slow_work.address, marks, 4, 0, 2, marks, work)
-        assert len(rung) == woken
-    assert (marks == 4).all()
+        assert masks == [
+            (worker.thread.native_id, allowed - {here}) for here in (min(allowed), max(allowed))
+        ]
+    worker.avoided = pool.NOWHERE
