@@ -37,9 +37,9 @@ SHORTEST_RUN = 1 if simd.PERMUTES else spatial_blocks.RUN
 run_block = (spatial_blocks.make_run if simd.PERMUTES else spatial_blocks.make_aligned_run)(
     RUN_VECTORS
 )
-run_block_of3, run_block_of5, run_block_of7 = (
+run_block_of3, run_block_of5 = (
     run_block if simd.PERMUTES else spatial_blocks.make_aligned_run(RUN_VECTORS, count)
-    for count in (3, 5, 7)
+    for count in (3, 5)
 )
 convert4 = spatial_blocks.make_convert(4)
 convert1 = spatial_blocks.make_convert(1)
@@ -132,11 +132,6 @@ def result_row(
                 while i + block <= n:
                     at, to = src + i * wide, dst + i * size
                     run_block_of5(at, offsets, weights, groups, run, to, compute, output)
-                    i += block
-            elif count == 7:
-                while i + block <= n:
-                    at, to = src + i * wide, dst + i * size
-                    run_block_of7(at, offsets, weights, groups, run, to, compute, output)
                     i += block
             elif run >= SHORTEST_RUN:
                 while i + block <= n:
