@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
+from numbasep.cpu import blocks, compiled, pool, products, queues, simd
 from numbasep.cpu.channels import Prepared
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
@@ -48,14 +48,14 @@ def add(
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int, storage: Any, compute: Any) -> None:
+def work(numbers: int, queued: int, own: int, storage: Any, compute: Any) -> None:
     """Take slices of groups of channels until there are none."""
     q = simd.as_pointer(numbers)
     block = products.SUMS * blocks.vector_lanes(compute)
     wide, size, pixels = simd.size_of(compute), q[SIZE], q[PIXELS]
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         group, part = item % q[GROUPS], item // q[GROUPS]
         first, last = group * q[GROUP], min((group + 1) * q[GROUP], q[C])
@@ -79,17 +79,17 @@ def work(numbers: int, taken: int, items: int, storage: Any, compute: Any) -> No
                 n = min(block, last - c)
                 if stop > start:
                     add(to, src, q[C] * size, stop - start, n, storage, compute)
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver(storage: str, compute: str) -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
     stored, computed = simd.tag(storage), simd.tag(compute)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        work(numbers, counter, items, stored, computed)
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+        work(numbers, queued, own, stored, computed)
 
     return driver
 

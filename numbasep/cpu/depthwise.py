@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, blocks, compiled, pixels, planes, pool, simd, windows
+from numbasep.cpu import atomics, blocks, compiled, pixels, planes, pool, queues, simd, windows
 from numbasep.cpu.channels import (
     ACTIVATED,
     BAND,
@@ -52,14 +52,14 @@ Array = NDArray[Any]
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int, scratch: int) -> None:
+def work(numbers: int, queued: int, own: int, scratch: int) -> None:
     """Take bands of groups of channels until there are none."""
     p = simd.as_pointer(numbers)
     filters = p[C] * p[M]
     size = p[H] * p[W] * p[SIZE]
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         band, rest = item % p[BANDS], item // p[BANDS]
         group, n = rest % p[GROUPS], rest // p[GROUPS]
@@ -104,16 +104,16 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
                     atomics.call3(
                         p[FINISH], result + i * pixel, out + i * filters * p[NARROW], count
                     )
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver() -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        work(numbers, counter, items, scratch)
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+        work(numbers, queued, own, scratch)
 
     return driver
 

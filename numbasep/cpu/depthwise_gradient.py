@@ -27,6 +27,7 @@ from numbasep.cpu import (
     interleave,
     pool,
     products,
+    queues,
     simd,
 )
 from numbasep.cpu.channels import (
@@ -78,7 +79,7 @@ PIXEL_ROWS, PIXEL_CHANNELS = 4, 128
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def plane_work(
-    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any
+    numbers: int, queued: int, own: int, scratch: int, storage: Any, compute: Any
 ) -> None:
     """Take slices of groups of channels until there are none; NCHW."""
     q = simd.as_pointer(numbers)
@@ -87,8 +88,8 @@ def plane_work(
     vector, size = lanes * simd.size_of(compute), simd.size_of(storage)
     full, filters, g_row = p[OW] // lanes, p[C] * q[M], p[OW] * size
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         group, part = item % q[GROUPS], item // q[GROUPS]
         first = group * q[GROUP]
@@ -117,12 +118,12 @@ def plane_work(
                                 scratch + full * q[STEP_X], q[STEP_Y], q[STEP_X], offsets, rows,
                                 p[OW] - full * lanes, storage, compute,
                             )  # fmt: skip
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def pixel_work(
-    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any
+    numbers: int, queued: int, own: int, scratch: int, storage: Any, compute: Any
 ) -> None:
     """Take slices of groups of channels until there are none; NHWC."""
     q = simd.as_pointer(numbers)
@@ -132,8 +133,8 @@ def pixel_work(
     pixel, span = p[C] * size, q[SPAN]
     bands = (p[OH] + PIXEL_ROWS - 1) // PIXEL_ROWS
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         group, part = item % q[GROUPS], item // q[GROUPS]
         first = group * q[GROUP]
@@ -168,26 +169,26 @@ def pixel_work(
                                 scratch + y * q[STEP_Y], q[STEP_X], offsets, at, p[OW], last - c,
                                 storage, compute,
                             )  # fmt: skip
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver(planar: bool, storage: str, compute: str) -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
     stored, computed = simd.tag(storage), simd.tag(compute)
 
     # Not one function that closes over another: nothing would find it in the cache.
     if planar:
 
         @compiled.cfunc("void(int64, int64, int64, int64)")
-        def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-            plane_work(numbers, counter, items, scratch, stored, computed)
+        def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+            plane_work(numbers, queued, own, scratch, stored, computed)
 
     else:
 
         @compiled.cfunc("void(int64, int64, int64, int64)")
-        def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-            pixel_work(numbers, counter, items, scratch, stored, computed)
+        def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+            pixel_work(numbers, queued, own, scratch, stored, computed)
 
     return driver
 

@@ -28,6 +28,7 @@ from numbasep.cpu import (
     planes,
     pointwise,
     pool,
+    queues,
     simd,
 )  # fmt: skip
 from numbasep.cpu.channels import ACTIVATED, Prepared, finisher, rounded
@@ -43,7 +44,7 @@ NUMBERS = 6
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int, scratch: int) -> None:
+def work(numbers: int, queued: int, own: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
     s = simd.as_pointer(numbers)
     p = simd.as_pointer(s[FIRST])
@@ -54,8 +55,8 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
     size = p[channels.H] * p[channels.W] * p[channels.SIZE]
     bands, narrow, outputs = p[channels.BANDS], q[pointwise.NARROW], q[pointwise.COUT]
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         band, n = item % bands, item // bands
         y0 = band * p[channels.BAND]
@@ -86,16 +87,16 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
             out = q[pointwise.OUT] + (n * rows_out + y0) * columns * outputs * narrow
             weights = q[pointwise.WEIGHT]
             pointwise.mix_pixels(q, scratch + s[MIXING], panel, weights, out, count, 0, outputs)
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver() -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        work(numbers, counter, items, scratch)
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+        work(numbers, queued, own, scratch)
 
     return driver
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pool, products, simd
+from numbasep.cpu import blocks, compiled, pool, products, queues, simd
 from numbasep.cpu.channels import move_edge, move_row
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
@@ -27,7 +27,7 @@ OUT, PARTS, HEIGHT, WIDTH, INNER, DOWN, ACROSS = range(7)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int, compute: Any, output: Any, spec: Any) -> None:
+def work(numbers: int, queued: int, own: int, compute: Any, output: Any, spec: Any) -> None:
     """Take images, or planes, until there are none."""
     q = simd.as_pointer(numbers)
     parts = simd.as_pointer(q[PARTS])
@@ -35,8 +35,8 @@ def work(numbers: int, taken: int, items: int, compute: Any, output: Any, spec: 
     wide, size = simd.size_of(compute), simd.size_of(output)
     down, across, inner, width = q[DOWN], q[ACROSS], q[INNER], q[WIDTH]
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         for y in range(q[HEIGHT]):
             a, r = y % down, y // down
@@ -59,17 +59,17 @@ def work(numbers: int, taken: int, items: int, compute: Any, output: Any, spec: 
                         move_edge(src + i * wide, dst, 1, compute, compute, output, spec)
                     else:
                         move_row(src + i * inner * wide, dst, inner, compute, compute, output, spec)
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver(compute: str, output: str) -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
     computed, out, spec = simd.tag(compute), simd.tag(output), blocks.number_tag(0)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        work(numbers, counter, items, computed, out, spec)
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+        work(numbers, queued, own, computed, out, spec)
 
     return driver
 

@@ -18,7 +18,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pool, simd
+from numbasep.cpu import atomics, blocks, compiled, pool, queues, simd
 from numbasep.cpu.channels import (
     ACTIVATED,
     Prepared,
@@ -234,13 +234,13 @@ def mix_pixels(
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, taken: int, items: int, scratch: int) -> None:
+def work(numbers: int, queued: int, own: int, scratch: int) -> None:
     """Take tiles of pixels, and shares of the output channels, until there are none."""
     q = simd.as_pointer(numbers)
     panel, turned, held, held_share = scratch + q[PANEL], scratch + q[PACKED_AT], -1, -1
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         if q[TURN] != 0:
             share, rest = item // q[TILES], item % q[TILES]
@@ -275,16 +275,16 @@ def work(numbers: int, taken: int, items: int, scratch: int) -> None:
             out = q[OUT] + start * q[COUT] * q[NARROW]
             mix_pixels(q, scratch, src, weights, out, n, first, last)
         held = rest
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver() -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        work(numbers, counter, items, scratch)
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+        work(numbers, queued, own, scratch)
 
     return driver
 

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, simd
+from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, queues, simd
 from numbasep.cpu.channels import Prepared, bounds_of, move_row
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
@@ -107,7 +107,7 @@ def add_row(to: int, src: int, n: int, compute: Any) -> None:
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(
-    numbers: int, taken: int, items: int, scratch: int, storage: Any, compute: Any, spec: Any
+    numbers: int, queued: int, own: int, scratch: int, storage: Any, compute: Any, spec: Any
 ) -> None:
     """Take slices of groups of outputs until there are none."""
     q = simd.as_pointer(numbers)
@@ -116,8 +116,8 @@ def work(
     for k in range(pointwise.GEOMETRY_SIZE):
         atomics.poke(geometry + 8 * k, atomics.peek(q[GEOMETRY] + 8 * k))
     while True:
-        item = atomics.take(taken)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         group, part = item % q[GROUPS], item // q[GROUPS]
         first = group * q[SHARES] * SHARE
@@ -143,17 +143,17 @@ def work(
                     for r in range(rows):
                         add_row(to + r * q[C] * wide, tile + r * panel * wide, n, compute)
                 left += count * SHARE * wide
-        atomics.take(taken + 8)
+        queues.finish(queued, own)
 
 
 @cache
 def driver(storage: str, compute: str) -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
     stored, computed, spec = simd.tag(storage), simd.tag(compute), blocks.number_tag(0)
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, counter: int, items: int, scratch: int) -> None:
-        work(numbers, counter, items, scratch, stored, computed, spec)
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
+        work(numbers, queued, own, scratch, stored, computed, spec)
 
     return driver
 

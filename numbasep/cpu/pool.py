@@ -1,7 +1,7 @@
-"""Threads that share the work of one call through an atomic counter.
+"""Threads that share the work of one call.
 
-The calling thread starts at once; the others take items from the same counter. A thread that comes
-late finds fewer items or none, and nobody waits for it. All of it runs without the interpreter's
+The calling thread starts at once, and takes the queue (``queues``) of a thread that comes late or
+never; nobody waits for it. All of it runs without the interpreter's
 lock, so that any number of callers can be at work; each thread has its own scratch memory.
 
 To wake a thread can take longer than to filter a small image, so a thread that ran out of work
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, compiled
+from numbasep.cpu import atomics, compiled, queues
 
 Array = NDArray[Any]
 
@@ -38,9 +38,9 @@ ALIGNMENT = 64
 # How often a thread without work looks for more before it sleeps: some 100 us.
 SPINS = 4000
 
-# A mailbox: its state, a job (function, numbers, counter, items, bytes of scratch memory), and how
-# many jobs its thread has finished.
-STATE, FUNCTION, NUMBERS, COUNTER, ITEMS, SCRATCH, FINISHED = range(7)
+# A mailbox: its state, a job (function, numbers, the items queued, the thread's own, bytes of
+# scratch memory), and how many jobs its thread has finished.
+STATE, FUNCTION, NUMBERS, QUEUED, OWN, SCRATCH, FINISHED = range(7)
 ASLEEP, READY, CLAIMED, POSTED, RUNNING = range(5)
 CACHE_LINE = 8  # int64
 GROW = 1
@@ -74,8 +74,8 @@ def _serve(box: int, scratch: int, size: int) -> int:
                 atomics.call4(
                     atomics.peek(box + 8 * FUNCTION),
                     atomics.peek(box + 8 * NUMBERS),
-                    atomics.peek(box + 8 * COUNTER),
-                    atomics.peek(box + 8 * ITEMS),
+                    atomics.peek(box + 8 * QUEUED),
+                    atomics.peek(box + 8 * OWN),
                     scratch,
                 )
                 atomics.take(box + 8 * FINISHED)
@@ -89,14 +89,14 @@ def _serve(box: int, scratch: int, size: int) -> int:
 
 
 @compiled.njit("void(int64, int64, int64, int64, int64)")
-def _join(function: int, numbers: int, counter: int, items: int, scratch: int) -> None:
+def _join(function: int, numbers: int, queued: int, own: int, scratch: int) -> None:
     """Take part in a job."""
-    atomics.call4(function, numbers, counter, items, scratch)
+    atomics.call4(function, numbers, queued, own, scratch)
 
 
 @compiled.njit("void(int64, int64, int64, int64, int64, int64, int64, int64)")
 def _lead(
-    boxes: int, helpers: int, function: int, numbers: int, counter: int, items: int, size: int,
+    boxes: int, helpers: int, function: int, numbers: int, queued: int, items: int, size: int,
     scratch: int,
 ) -> None:  # fmt: skip
     """Post a job to threads that are ready, do it with them, and see it finished."""
@@ -107,14 +107,14 @@ def _lead(
         if atomics.exchange(box + 8 * STATE, READY, CLAIMED) == READY:
             atomics.poke(box + 8 * FUNCTION, function)
             atomics.poke(box + 8 * NUMBERS, numbers)
-            atomics.poke(box + 8 * COUNTER, counter)
-            atomics.poke(box + 8 * ITEMS, items)
+            atomics.poke(box + 8 * QUEUED, queued)
+            atomics.poke(box + 8 * OWN, k + 1)
             atomics.poke(box + 8 * SCRATCH, size)
             finished[k] = atomics.peek(box + 8 * FINISHED)
             posted |= 1 << k
             atomics.publish(box + 8 * STATE, POSTED)
-    atomics.call4(function, numbers, counter, items, scratch)
-    while atomics.peek(counter + 8) < items:
+    atomics.call4(function, numbers, queued, 0, scratch)
+    while queues.done(queued) < items:
         atomics.pause()
     for k in range(min(helpers, 64)):
         if posted >> k & 1:
@@ -133,13 +133,19 @@ def address(array: Array) -> int:
     return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
 
 
+@compiled.njit("int64(int64)")
+def _done(queued: int) -> int:
+    """Return how many items of a job are done."""
+    return queues.done(queued)
+
+
 @compiled.njit("void(int64, int64)")
-def _abandon(counter: int, items: int) -> None:
+def _abandon(queued: int, items: int) -> None:
     """Take all items that are left, and wait for those that others are at."""
     left = 0
-    while atomics.take(counter) < items:
+    while queues.take(queued, 0) != queues.NOTHING:
         left += 1
-    while atomics.peek(counter + 8) < items - left:
+    while queues.done(queued) < items - left:
         atomics.pause()
 
 
@@ -170,7 +176,7 @@ class _Worker:
     """A thread that takes part in jobs: from its mailbox while awake; it is rung for to wake up."""
 
     def __init__(self, number: int) -> None:
-        self.box = _boxes[number]
+        self.box, self.own = _boxes[number], number + 1
         self.box[STATE] = ASLEEP
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.job: tuple[Any, ...] | None = None
@@ -205,19 +211,19 @@ class _Worker:
             if _serve(where, scratch, memory.size - ALIGNMENT) == GROW:
                 with suppress(MemoryError):
                     scratch, memory = _scratch(int(box[SCRATCH]))
-                    _join(box[FUNCTION], box[NUMBERS], box[COUNTER], box[ITEMS], scratch)
+                    _join(box[FUNCTION], box[NUMBERS], box[QUEUED], box[OWN], scratch)
                 box[FINISHED] += 1
             else:
                 self.bell.get()
                 job, self.job = self.job, None
                 if job is None:
                     continue
-                function, numbers, counter, items, size, owners = job
-                if counter[0] < items:
+                function, numbers, queued, items, size, owners = job
+                if _done(address(queued)) < items:
                     with suppress(MemoryError):
                         scratch, memory = _scratch(size)
-                        _join(function, address(numbers), address(counter), items, scratch)
-                del job, numbers, counter, owners
+                        _join(function, address(numbers), address(queued), self.own, scratch)
+                del job, numbers, queued, owners
 
 
 def _scratch(size: int) -> tuple[int, Array]:
@@ -259,26 +265,24 @@ def run(
 ) -> None:
     """Run a kernel until ``items`` work items are finished, on up to ``threads`` threads.
 
-    function: address of ``void (numbers, counter, items, scratch)``, which takes items from
-        ``counter[0]`` until there are none, and counts those it has finished in ``counter[1]``.
+    function: address of ``void (numbers, queued, own, scratch)``, which takes items
+        (``queues.take``) until there are none, and counts each (``queues.finish``).
     scratch: bytes of scratch memory for each thread.
     owners: of the memory that the numbers address; a thread that wakes late keeps them alive.
     """
-    counter = np.zeros(2, np.int64)
     helpers = min(threads, items, MOST_WORKERS + 1) - 1
+    queued = queues.template(items, helpers + 1).copy()
     try:
         here = _finder()() if helpers > 0 else NOWHERE
         for worker in _helpers(helpers):
             if worker.avoided != here:
                 worker.keep_off(here)
             if worker.box[STATE] == ASLEEP:
-                worker.wake((function, numbers, counter, items, scratch, owners))
+                worker.wake((function, numbers, queued, items, scratch, owners))
         aligned, memory = _scratch(scratch)
-        _lead(
-            _BOXES, helpers, function, address(numbers), address(counter), items, scratch, aligned
-        )
+        _lead(_BOXES, helpers, function, address(numbers), address(queued), items, scratch, aligned)
         del memory
     except BaseException:
         # Ctrl-C, no memory: nobody may write to the result once the caller has it back.
-        _abandon(address(counter), items)
+        _abandon(address(queued), items)
         raise

@@ -34,7 +34,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, compiled, pool, simd
+from numbasep.cpu import atomics, compiled, pool, queues, simd
 from numbasep.cpu.passes import columns_of, converter, map_index, move, rows_of
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
@@ -272,13 +272,13 @@ def unpacked_strip() -> Any:
 
 @cache
 def driver() -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``.
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``.
 
     It takes bands of output rows until there are none.
     """
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, taken: int, items: int, scratch: int) -> None:
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
         p = simd.as_pointer(numbers)
         table, fills = scratch + p[TABLE], scratch + p[FILLS]
         if not p[PACKED]:
@@ -291,8 +291,8 @@ def driver() -> Any:
                     fills + t * p[WIDE], 0, 1, 1, 0,
                 )  # fmt: skip
         while True:
-            item = atomics.take(taken)
-            if item >= items:
+            item = queues.take(queued, own)
+            if item == queues.NOTHING:
                 break
             plane, band = item // p[BANDS], item % p[BANDS]
             y0 = band * p[BAND]
@@ -308,7 +308,7 @@ def driver() -> Any:
                 x1 = min(p[OW], x0 + p[STRIP])
                 out = p[OUT] + plane * p[OUT_PLANE] + y0 * p[OUT_ROW] + x0 * p[C] * p[NARROW]
                 atomics.call8(p[STRIPPER], numbers, scratch, base, out, first_row, rows, x0, x1)
-            atomics.take(taken + 8)
+            queues.finish(queued, own)
 
     return driver
 

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pool, simd
+from numbasep.cpu import atomics, blocks, compiled, pool, queues, simd
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
 
@@ -60,14 +60,14 @@ TURN, WEIGHT, TURNED, OUTPUTS, CHANNELS, BLOCK, WIDE = range(7)
 
 @cache
 def driver() -> Any:
-    """Return ``void (numbers, counter, items, scratch)``, the kernel for ``pool.run``."""
+    """Return ``void (numbers, queued, own, scratch)``, the kernel for ``pool.run``."""
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
-    def driver(numbers: int, taken: int, items: int, scratch: int) -> None:
+    def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
         q = simd.as_pointer(numbers)
         while True:
-            item = atomics.take(taken)
-            if item >= items:
+            item = queues.take(queued, own)
+            if item == queues.NOTHING:
                 break
             first = item * q[BLOCK]
             skipped = first * q[CHANNELS] * q[WIDE]
@@ -75,7 +75,7 @@ def driver() -> Any:
             atomics.call5(
                 q[TURN], q[WEIGHT] + skipped, q[TURNED] + skipped, rows, q[CHANNELS], q[BLOCK]
             )
-            atomics.take(taken + 8)
+            queues.finish(queued, own)
 
     return driver
 

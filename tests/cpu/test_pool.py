@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import pytest
 
-from numbasep.cpu import atomics, pool
+from numbasep.cpu import atomics, pool, queues
 from numbasep.cpu.separable import run_separable
 from numbasep.plan.cpu_tiles import CpuTile
 from numbasep.plan.geometry import Axis, SpatialPlan
@@ -43,16 +43,16 @@ def test_eight_callers_at_once_get_what_each_gets_alone() -> None:
 
 
 @numba.cfunc("void(int64, int64, int64, int64)")
-def slow_work(numbers: int, counter: int, items: int, scratch: int) -> None:
+def slow_work(numbers: int, queued: int, own: int, scratch: int) -> None:
     """Some 100 us an item, then a mark."""
     while True:
-        item = atomics.take(counter)
-        if item >= items:
+        item = queues.take(queued, own)
+        if item == queues.NOTHING:
             break
         for _ in range(3000):
             atomics.pause()
         atomics.take(numbers + 8 * item)
-        atomics.take(counter + 8)
+        queues.finish(queued, own)
 
 
 def test_an_interrupted_call_writes_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
