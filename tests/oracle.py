@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from scipy import signal
 
 Array = NDArray[Any]
+
+
+def of(name: str) -> np.dtype[Any]:
+    """Return the dtype of a name, bfloat16 too."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
 
 PAD = {"wrap": "wrap", "symm": "symmetric", "nearest": "edge", "mirror": "reflect"}
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,6 +24,7 @@ from numbasep import (
 )
 from tests import oracle
 from tests.conftest import examples
+from tests.oracle import of
 
 Array = NDArray[Any]
 
@@ -44,10 +44,6 @@ ACTIVATIONS: dict[str | None, Callable[[Array], Array]] = {
 }
 # By how much a unit of error before the activation can grow: the largest slope.
 SLOPE = {None: 1, "relu": 1, "relu6": 1, "silu": 1.1, "hardswish": 1.5, "gelu": 1.13}
-
-
-def of(name: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def wide(values: Array) -> Array:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numba
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from numbasep import depthwise_conv2d, gradients
 from numbasep.plan import channelwise as planner
 from tests import oracle
 from tests.conftest import examples
+from tests.oracle import of
 
 Array = NDArray[Any]
 
@@ -28,10 +28,6 @@ ROOM: dict[str, dict[str, int]] = {
     "cpu": {"size": 20, "channels": 19},
     "cuda": {"size": 6, "channels": 3},
 }
-
-
-def of(name: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def last(x: Array) -> Array:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +18,7 @@ import numbasep
 from numbasep.boundary import NAMES as BOUNDARIES
 from tests import oracle
 from tests.conftest import examples
+from tests.oracle import of
 
 Array = NDArray[Any]
 
@@ -26,10 +26,6 @@ INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "in
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 COMPLEXES = ("complex64", "complex128")
 VIEWS = ("plain", "fortran", "interleaved", "sliced", "reversed", "read-only", "swapped", "bytes")
-
-
-def of(name: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 @dataclass

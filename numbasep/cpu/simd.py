@@ -279,6 +279,19 @@ def lanes_of(compute: str) -> int:
     return VECTOR // {"float32": 4, "complex64": 4}.get(compute, 8)
 
 
+def unknown(b: Any, values: list[Any], registers: list[str], *, ordered: bool = False) -> list[Any]:
+    """Return values as they are, unknown to the compiler; registers: their kinds, for x86.
+
+    ordered: the compiler computes nothing after it that stands before.
+    """
+    kinds = [value.type for value in values]
+    kind = ir.LiteralStructType(kinds) if len(kinds) > 1 else kinds[0]
+    places = [f"={one}" for one in registers] + [str(i) for i in range(len(values))]
+    nothing = ir.InlineAsm(ir.FunctionType(kind, kinds), "", ",".join(places), side_effect=ordered)
+    made = b.call(nothing, values)
+    return [b.extract_value(made, i) for i in range(len(values))] if len(kinds) > 1 else [made]
+
+
 def loop(
     e: Emitter, first: Any, last: Any, values: list[Any], body: Callable[..., Any]
 ) -> list[Any]:
