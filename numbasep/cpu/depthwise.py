@@ -70,26 +70,24 @@ def work(numbers: int, queued: int, own: int, scratch: int) -> None:
             plane = p[OH] * p[OW] * p[NARROW]
             if not planes.windowed(p, rows):
                 planes.clear_band(p, scratch, rows)
-            for c in range(first, min(first + p[GROUP], p[C])):
-                base = p[IMAGE] + (n * p[C] + c) * size
-                out = p[OUT] + (n * filters + c * p[M]) * plane + y0 * p[OW] * p[NARROW]
-                if p[FINISH] == 0:
-                    planes.plane_band(p, scratch, base, c, y0, rows, out, plane, p[OW] * p[WIDE])
-                    continue
-                result, length = scratch + p[RESULT_AT], rows * p[OW]
-                planes.plane_band(
-                    p,
-                    scratch,
-                    base,
-                    c,
-                    y0,
-                    rows,
-                    result,
-                    length * p[WIDE],
-                    p[OW] * p[WIDE],
+            image, count = p[IMAGE] + n * p[C] * size, min(p[GROUP], p[C] - first)
+            out = p[OUT] + (n * p[C] + first) * p[M] * plane + y0 * p[OW] * p[NARROW]
+            if p[FINISH] == 0:
+                planes.plane_bands(
+                    p, scratch, image, first, count, y0, rows, out, plane, p[OW] * p[WIDE]
                 )
-                for m in range(p[M]):
-                    atomics.call3(p[FINISH], result + m * length * p[WIDE], out + m * plane, length)
+            else:
+                result, length = scratch + p[RESULT_AT], rows * p[OW]
+                for c in range(first, first + count):
+                    planes.plane_bands(
+                        p, scratch, image, c, 1, y0, rows, result, length * p[WIDE],
+                        p[OW] * p[WIDE],
+                    )  # fmt: skip
+                    for m in range(p[M]):
+                        atomics.call3(
+                            p[FINISH], result + m * length * p[WIDE], out + m * plane, length
+                        )
+                    out += p[M] * plane
         else:
             base = p[IMAGE] + n * p[C] * size
             count = min(p[GROUP], filters - first)
@@ -155,12 +153,8 @@ def least_rows(plan: DepthwisePlan) -> int:
         and (x.stride == 1 or x.dilation == y.dilation == 1)
     ):
         return 0
-    # Memory gives whole rows, which packing reads, faster than the columns of many.
-    size = plan.batch * plan.channels * y.size * x.size * np.dtype(plan.compute).itemsize
-    if x.stride > 1 and size > cpu_tiles.CACHED:
-        return 0
-    # Outputs of a narrow row are written over by those of the next.
-    if x.out < lanes and (y.dilation > 1 or x.out < lanes // 2):
+    # Outputs of a narrow row are written over by those of the next where there are no masks.
+    if not simd.MASKS and x.out < lanes and (y.dilation > 1 or x.out < lanes // 2):
         return 0
     left = x.out % (windows.VECTORS * lanes)
     return y.dilation * (windows.TALL if 0 < left <= lanes else windows.ROWS)
@@ -191,11 +185,15 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
     if plan.batch * plan.filters * outputs * max(taps, 8) < cpu_tiles.ALONE:
         threads = 1
     if plan.layout == "NCHW":
-        pitch, _ = row_bytes(plan, 1)
-        fits = (cpu_tiles.L1_BYTES // pitch - plan.y.extent) // plan.y.stride + 1
-        band = min(max(fits, 2 * planes.ROWS), plan.y.out)
-        bands = -(-plan.y.out // band)
-        band = min(rounded(-(-plan.y.out // bands), planes.ROWS), plan.y.out)
+        if least_rows(plan):
+            # Planes that are read where they are need no bands but to be enough for all threads.
+            unit, bands = windows.ROWS, -(-8 * threads // (plan.batch * plan.channels))
+        else:
+            pitch, _ = row_bytes(plan, 1)
+            fits = (cpu_tiles.L1_BYTES // pitch - plan.y.extent) // plan.y.stride + 1
+            unit = planes.ROWS
+            bands = -(-plan.y.out // min(max(fits, 2 * unit), plan.y.out))
+        band = min(rounded(-(-plan.y.out // bands), unit), plan.y.out)
         group = max(1, 60_000 // (band * plan.x.out * taps * plan.multiplier))
         most = -(-plan.batch * plan.channels * bands // (4 * threads))
         return Tile(band, min(group, max(most, 1), plan.channels), threads)
@@ -237,6 +235,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     group, pitch, filters = tile.group, 0, plan.filters
     pitch, phase = row_bytes(plan, group)
     number, least = specialised(plan), least_rows(plan)
+    far = windows.FAR if simd.PERMUTES and x.extent > blocks.lanes_of(plan.compute) else 0
     axis = y if planar else x
     # Outputs this many apart need the same image rows (NHWC: pixels).
     apart = axis.dilation // axis.stride if axis.dilation % axis.stride == 0 and number else 1
@@ -349,7 +348,7 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
         address(geometry[3]),
         0 if planar else pixels.arranger(plan.compute).address,
         address(window),
-        windows.windows_of(plan.compute, number).address if least else 0,
+        windows.windows_of(plan.compute, number + far).address if least else 0,
         least,
     )  # fmt: skip
     return Prepared(

@@ -42,6 +42,9 @@ Array = NDArray[Any]
 FIRST, SECOND, PANEL, MIXING, PITCH, ACTIVATE = range(6)
 NUMBERS = 6
 
+# Planes that are filtered by one call, and activated after it.
+TOGETHER = 8
+
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, queued: int, own: int, scratch: int) -> None:
@@ -66,14 +69,13 @@ def work(numbers: int, queued: int, own: int, scratch: int) -> None:
         if p[channels.PLANAR]:
             if not planes.windowed(p, rows):
                 planes.clear_band(p, scratch, rows)
-            for c in range(p[channels.C]):
+            for c in range(0, p[channels.C], TOGETHER):
+                some = min(TOGETHER, p[channels.C] - c)
                 to = panel + c * p[channels.M] * pitch
-                planes.plane_band(
-                    p, scratch, image + c * size, c, y0, rows, to, pitch, columns * wide
-                )
+                planes.plane_bands(p, scratch, image, c, some, y0, rows, to, pitch, columns * wide)
                 if s[ACTIVATE] != 0:
-                    for m in range(p[channels.M]):
-                        atomics.call3(s[ACTIVATE], to + m * pitch, to + m * pitch, count)
+                    for f in range(some * p[channels.M]):
+                        atomics.call3(s[ACTIVATE], to + f * pitch, to + f * pitch, count)
             out = q[pointwise.OUT] + (n * outputs * rows_out + y0) * columns * narrow
             pointwise.mix_planes(q, scratch + s[MIXING], panel, out, count, 0, outputs)
         else:

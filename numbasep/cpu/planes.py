@@ -221,19 +221,34 @@ def clear_band(p: Array, scratch: int, rows: int) -> None:
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def plane_band(
-    p: Array, scratch: int, base: int, c: int, y0: int, rows: int, dst: int, plane: int, pitch: int
-) -> None:
-    """All filters of a channel on a band of output rows, in the compute dtype."""
-    wide, kh, kw, terms = p[WIDE], p[KH], p[KW], p[TERMS]
-    if windowed(p, rows):
+def plane_bands(
+    p: Array, scratch: int, image: int, first: int, channels: int, y0: int, rows: int, dst: int,
+    plane: int, pitch: int,
+) -> None:  # fmt: skip
+    """All filters of channels from ``first`` on, on a band of output rows, in the compute dtype."""
+    size, taps = p[H] * p[W] * p[SIZE], p[KH] * p[KW] * p[WIDE]
+    if not windowed(p, rows):
+        for c in range(first, first + channels):
+            to = dst + (c - first) * p[M] * plane
+            packed_band(p, scratch, image + c * size, c, y0, rows, to, plane, pitch)
+        return
+    # Images of one filter go together.
+    together = channels if p[M] == 1 else 1
+    for c in range(first, first + channels, together):
         for m in range(p[M]):
             f = c * p[M] + m
-            atomics.call9(
-                p[WINDOWS], p[WINDOW], base, p[TAPS] + f * kh * kw * wide, p[BIAS] + f * wide,
-                dst + m * plane, pitch, y0, rows, 0,
+            atomics.call10(
+                p[WINDOWS], p[WINDOW], image + c * size, p[TAPS] + f * taps, p[BIAS] + f * p[WIDE],
+                dst + (f - first * p[M]) * plane, pitch, y0, rows, together, plane,
             )  # fmt: skip
-        return
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def packed_band(
+    p: Array, scratch: int, base: int, c: int, y0: int, rows: int, dst: int, plane: int, pitch: int
+) -> None:
+    """All filters of a channel on a band of output rows, from packed rows."""
+    wide, kh, kw, terms = p[WIDE], p[KH], p[KW], p[TERMS]
     packed, sums = scratch + p[ROWS_AT], scratch + p[SUMS_AT]
     needed = (rows - 1) * p[SY] + (kh - 1) * p[DY] + 1
     pack_band(p, base, y0 * p[SY] + p[OY], needed, packed)

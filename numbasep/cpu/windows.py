@@ -26,29 +26,41 @@ ROW, HEIGHT, WIDTH, FIRST_ROW, FIRST_COLUMN, DOWN, ACROSS, COUNT, STEP, ZEROS, B
 NUMBERS = 11
 
 # Rows by vectors of a block, and rows of one of a single vector.
-ROWS, VECTORS, TALL = 4, 2, 7
+VECTORS, TALL = 2, 7
+ROWS = TALL if simd.REGISTERS == 32 else 4
+
+# Bytes by which memory is asked for what blocks read, before they do.
+AHEAD = 6 << 10
+
+# Taps that registers hold beside the sums.
+KEPT = 9 if simd.REGISTERS == 32 else 0
+# In ``spec``: the taps of a row reach further than the register after the first.
+FAR = 1000
 
 
-def make_window(rows: int, vectors: int, *, masked: bool) -> Any:
+def make_window(rows: int, vectors: int, *, masked: bool, single: bool = False) -> Any:
     """Make a block of a plane, ``apart`` elements between its vectors.
 
-    ``spec`` names kh, kw and the stride, as for ``blocks.make_plane``. ``row``: of the image, that
-    of the first tap of the first output. masked: columns outside the image are zeros. A block of
-    one vector may be wider than the n outputs of a row: rows are written from the first on, each
-    over what the one before left there, the last one up to its end only.
+    ``spec`` names kh, kw and the stride, as for ``blocks.make_plane``, and FAR. ``row``: of the
+    image, that of the first tap of the first output. masked: columns outside the image are zeros.
+    single: a register holds all columns that n outputs need; PERMUTES, not FAR.
+    ahead: from what is read here, bytes to what will be read for the first time some blocks later.
+    A block of one vector may be wider than the n outputs of a row. Without MASKS rows are written
+    from the first on, each over what the one before left there, the last one up to its end only.
     """
 
     @intrinsic
     def window(
         context: Any, g: Any, src: Any, row: Any, taps: Any, bias: Any, dst: Any, pitch: Any,
-        x: Any, apart: Any, n: Any, compute: Any, spec: Any,
+        x: Any, apart: Any, n: Any, ahead: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
         computed, number = simd.name_of(compute), blocks._number(spec)
-        kh, kw, stride = number // 100, number // 10 % 10, number % 10
-        signature = types.void(*[types.int64] * 10, compute, spec)
+        kh, kw, stride = number // 100 % 10, number // 10 % 10, number % 10
+        near = simd.PERMUTES and not number // FAR
+        signature = types.void(*[types.int64] * 11, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-            g, src, row, taps, bias, dst, pitch, x, apart, n = args[:10]
+            g, src, row, taps, bias, dst, pitch, x, apart, n, ahead = args[:11]
             e = Emitter(b, computed, lanes_of(computed))
             wide, lanes = e.size, e.lanes
             columns = [
@@ -61,20 +73,22 @@ def make_window(rows: int, vectors: int, *, masked: bool) -> Any:
             across, width = e.at(g, ACROSS), e.at(g, WIDTH)
 
             def place(v: int, kx: int, half: int) -> Any:
-                """The first column of what tap kx multiplies, or of the pair it is parted from."""
-                if stride == 1:
+                """The first column of what tap kx multiplies, or of the pair it is taken from."""
+                if stride == 1 and not near:
                     return b.add(columns[v], b.mul(across, e.const(kx)))
                 return b.add(columns[v], e.const(kx // 2 * 2 + half * lanes))
 
+            halves = range(stride + (not (single and stride == 1)) if near else stride)
             keys = [
                 (v, kx, half)
                 for v in range(vectors)
-                for kx in range(0, kw, stride)
-                for half in range(stride)
+                for kx in range(0, 1 if near else kw, stride)
+                for half in halves
             ]
             places = {key: place(*key) for key in keys}
             inside = {key: within(e, places[key], width) if masked else None for key in keys}
             shifts = {key: b.mul(places[key], e.const(wide)) for key in keys}
+            steps = [moved(e, across, kx) for kx in range(kw)] if near and stride == 1 else []
 
             def load(base: Any, v: int, kx: int, half: int) -> Any:
                 key = v, kx, half
@@ -85,51 +99,62 @@ def make_window(rows: int, vectors: int, *, masked: bool) -> Any:
                 kind = ir.VectorType(I32, lanes)
                 return b.shuffle_vector(parts[0], parts[1], ir.Constant(kind, order))
 
+            def sources(base: Any, kx: int, pairs: list[list[Any]]) -> list[Any]:
+                """What tap kx multiplies; pairs: of the taps before, and of this one."""
+                if stride == 1 and not near:
+                    return [load(base, v, kx, 0) for v in range(vectors)]
+                if kx % stride == 0 and not (near and kx):
+                    pairs[:] = [[load(base, v, kx, h) for h in halves] for v in range(vectors)]
+                if near and stride == 2:
+                    return [every_other(e, parts, kx) for parts in pairs]
+                if stride == 2:
+                    return [pick(pair, kx % 2) for pair in pairs]
+                return [shifted(e, pair, steps[kx]) if kx else pair[0] for pair in pairs]
+
             row_bytes, height, down = e.at(g, ROW), e.at(g, HEIGHT), e.at(g, DOWN)
             zeros = e.at(g, ZEROS)
             sums = [e.zero() for _ in range(rows * vectors)]
             top = (rows - 1) * stride + kh
             if vectors > 1:
-                # The rows that the block below this one reads first.
-                for j in range(top, top + rows * stride):
-                    base = b.add(src, b.mul(b.add(row, b.mul(down, e.const(j))), row_bytes))
-                    for v in range(stride):
-                        e.prefetch(b.add(base, shifts[v, 0, 0]))
+                line = b.add(b.add(src, ahead), shifts[0, 0, 0])
+                for j in range(rows * stride):
+                    base = b.add(line, b.mul(b.add(row, b.mul(down, e.const(j))), row_bytes))
+                    for at in range(0, vectors * stride * lanes * wide, simd.LINE):
+                        e.prefetch(b.add(base, e.const(at)))
+            kept = kh * kw <= KEPT
+            weights = [
+                e.broadcast(b.add(taps, e.const(k * wide))) for k in range(kh * kw if kept else 0)
+            ]
+            y, here = row, b.add(src, b.mul(row, row_bytes))
+            below = b.mul(down, row_bytes)
             for j in range(top):
-                y = b.add(row, b.mul(down, e.const(j)))
-                base = b.select(
-                    b.icmp_unsigned("<", y, height), b.add(src, b.mul(y, row_bytes)), zeros
-                )
-                pairs: list[Any] = []
+                base = b.select(b.icmp_unsigned("<", y, height), here, zeros)
+                y, here = b.add(y, down), b.add(here, below)
+                pairs: list[list[Any]] = []
                 for kx in range(kw):
                     sums, taps = settled(e, sums, taps)
-                    if stride == 1:
-                        xs = [load(base, v, kx, 0) for v in range(vectors)]
-                    else:
-                        if kx % 2 == 0:
-                            pairs = [
-                                [load(base, v, kx, half) for half in (0, 1)] for v in range(vectors)
-                            ]
-                        xs = [pick(pairs[v], kx % 2) for v in range(vectors)]
+                    xs = sources(base, kx, pairs)
                     for r in range(rows):
                         ky = j - r * stride
                         if 0 <= ky < kh:
-                            w = e.broadcast(b.add(taps, e.const((ky * kw + kx) * wide)))
+                            k = ky * kw + kx
+                            w = weights[k] if kept else e.broadcast(b.add(taps, e.const(k * wide)))
                             for v in range(vectors):
-                                k = r * vectors + v
-                                sums[k] = e.fma(w, [xs[v]], sums[k])
+                                i = r * vectors + v
+                                sums[i] = e.fma(w, [xs[v]], sums[i])
             bounds = e.at(g, BOUNDS)
             (shift,), (low,) = e.broadcast(bias), e.broadcast(bounds)
             (high,) = e.broadcast(b.add(bounds, e.const(wide)))
+            written = e.mask(n, 0) if simd.MASKS and vectors == 1 else None
             for r in range(rows):
                 for v in range(vectors):
                     (value,) = e.finish(sums[r * vectors + v][0], shift, low, high)
-                    if stride == 2:
+                    if stride == 2 and not near:
                         value = in_order(e, value)
                     to = b.add(x, b.mul(apart, e.const(v)))
                     where = b.add(b.add(dst, b.mul(pitch, e.const(r))), b.mul(to, e.const(wide)))
-                    if vectors > 1 or r < rows - 1:
-                        e.store([value], where, computed)
+                    if simd.MASKS or vectors > 1 or r < rows - 1:
+                        e.store([value], where, computed, written)
                         continue
                     with b.if_else(b.icmp_signed("<", n, e.const(lanes))) as (part, whole):
                         with part:
@@ -143,6 +168,34 @@ def make_window(rows: int, vectors: int, *, masked: bool) -> Any:
     return window
 
 
+def moved(e: Emitter, across: Any, taps: int) -> Any:
+    """Return the lanes that lie ``taps`` taps on."""
+    kind = ir.VectorType(I32, e.lanes)
+    by = spread(e, e.b.mul(across, e.const(taps)))
+    return e.b.add(by, ir.Constant(kind, list(range(e.lanes))))
+
+
+def shifted(e: Emitter, pair: list[Any], lanes: Any) -> Any:
+    """Return lanes of a pair of registers; of a single one, with zeros after it."""
+    values = [pair[0], lanes, pair[-1] if len(pair) > 1 else e.zero()[0]]
+    return e._call("llvm.x86.avx512.vpermi2var.ps.512", e.type, values)
+
+
+def every_other(e: Emitter, parts: list[Any], first: int) -> Any:
+    """Return every other lane of three registers, from one of the first on.
+
+    parts: beside them, the even and the odd lanes of the first two, once they are there.
+    """
+    kind = ir.VectorType(I32, e.lanes)
+    if first < 2:
+        lanes = range(first, 2 * e.lanes, 2)
+        parts.append(shifted(e, parts[:2], ir.Constant(kind, list(lanes))))
+        return parts[-1]
+    here = [*range(first // 2, e.lanes)]
+    beyond = [e.lanes + 2 * i + first % 2 for i in range(first // 2)]
+    return shifted(e, [parts[3 + first % 2], parts[2]], ir.Constant(kind, here + beyond))
+
+
 def settled(e: Emitter, sums: list[Any], address: Any) -> tuple[list[Any], Any]:
     """Return sums and an address as they are, unknown to the compiler.
 
@@ -150,33 +203,27 @@ def settled(e: Emitter, sums: list[Any], address: Any) -> tuple[list[Any], Any]:
     """
     if not binding.get_process_triple().startswith("x86_64"):
         return sums, address
+    register = "v" if simd.MASKS else "x"
     values = [*(one for (one,) in sums), address]
-    kinds = [value.type for value in values]
-    places = ["=" + ("v" if simd.MASKS else "x")] * len(sums) + ["=r"]
-    nothing = ir.InlineAsm(
-        ir.FunctionType(ir.LiteralStructType(kinds), kinds),
-        "",
-        ",".join(places + [str(i) for i in range(len(values))]),
-        side_effect=True,
-    )
-    made = e.b.call(nothing, values)
-    parts = [e.b.extract_value(made, i) for i in range(len(values))]
-    return [[part] for part in parts[:-1]], parts[-1]
+    *parts, address = simd.unknown(e.b, values, [register] * len(sums) + ["r"], ordered=True)
+    return [[part] for part in parts], address
+
+
+def spread(e: Emitter, value: Any) -> Any:
+    """Return an int64 in all lanes, as int32."""
+    kind = ir.VectorType(I32, e.lanes)
+    undefined, zero = ir.Constant(kind, ir.Undefined), ir.Constant(kind, [0] * e.lanes)
+    one = e.b.insert_element(undefined, e.b.trunc(value, I32), ir.Constant(I32, 0))
+    return e.b.shuffle_vector(one, undefined, zero)
 
 
 def within(e: Emitter, column: Any, width: Any) -> Any:
     """Return which of the columns from one on are in an image."""
     b, kind = e.b, ir.VectorType(I32, e.lanes)
-    undefined, zero = ir.Constant(kind, ir.Undefined), ir.Constant(kind, [0] * e.lanes)
-
-    def spread(value: Any) -> Any:
-        one = b.insert_element(undefined, b.trunc(value, I32), ir.Constant(I32, 0))
-        return b.shuffle_vector(one, undefined, zero)
-
-    place = b.add(spread(column), ir.Constant(kind, list(range(e.lanes))))
+    place = b.add(spread(e, column), ir.Constant(kind, list(range(e.lanes))))
     return b.and_(
         b.icmp_signed(">", place, ir.Constant(kind, [-1] * e.lanes)),
-        b.icmp_signed("<", place, spread(width)),
+        b.icmp_signed("<", place, spread(e, width)),
     )
 
 
@@ -191,74 +238,100 @@ def in_order(e: Emitter, value: Any) -> Any:
 window_whole = make_window(ROWS, VECTORS, masked=False)
 window_edge = make_window(ROWS, VECTORS, masked=True)
 window_tall = make_window(TALL, 1, masked=True)
+window_single = make_window(TALL, 1, masked=True, single=True) if simd.PERMUTES else window_tall
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def filter_window(
-    g: int, src: int, taps: int, bias: int, dst: int, pitch: int, y0: int, rows: int,
-    compute: Any, spec: Any,
+def filter_windows(
+    g: int, src: int, taps: int, bias: int, dst: int, pitch: int, y0: int, rows: int, planes: int,
+    between: int, compute: Any, spec: Any,
 ) -> None:  # fmt: skip
-    """Filter ``rows`` rows of the result from row y0 on; there are at least ``least`` of them."""
+    """Filter ``rows`` rows of results from row y0 on; there are at least ``least`` of them.
+
+    planes: that many images, each with taps and a bias of its own. between: bytes from the first
+    row of a result to that of the next.
+    """
     down, step = atomics.peek(g + 8 * DOWN), atomics.peek(g + 8 * STEP)
     n = atomics.peek(g + 8 * COUNT)
     first, width = atomics.peek(g + 8 * FIRST_COLUMN), atomics.peek(g + 8 * WIDTH)
-    lanes = blocks.vector_lanes(compute)
-    kw = blocks.number_of(spec) // 10 % 10
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    line = atomics.peek(g + 8 * ROW)
+    # Bytes of an image, and of what is read of it.
+    size, part = line * atomics.peek(g + 8 * HEIGHT), line * rows * step
+    number = blocks.number_of(spec)
+    kh, kw = number // 100 % 10, number // 10 % 10
+    reach = (kw - 1) * atomics.peek(g + 8 * ACROSS)
+    near = simd.PERMUTES and number < FAR
+    single = near and step == 1 and n + reach <= lanes
     # Columns that a block of one vector reads, from that of its first output on.
-    span = 2 * lanes + (kw - 1) // 2 * 2
-    if step == 1:
-        span = lanes + (kw - 1) * atomics.peek(g + 8 * ACROSS)
-    for phase in range(down):
-        count = rows if down == 1 else (rows - phase + down - 1) // down
-        row = (y0 + phase) * step + atomics.peek(g + 8 * FIRST_ROW)
-        out = dst + phase * pitch
-        x = 0
-        if n > lanes:
-            y = 0
-            while y < count:
-                y = min(y, count - ROWS)
-                to = out + y * down * pitch
-                x = 0
-                # What is left after this is at most a vector.
-                while x + lanes < n:
-                    apart, at = lanes, x
-                    if x + VECTORS * lanes > n:
-                        at = max(n - VECTORS * lanes, 0)
-                        apart = min(lanes, n - lanes)
-                    left = at * step + first
-                    if left >= 0 and left + apart * step + span <= width:
-                        window_whole(
-                            g, src, row + y * step * down, taps, bias, to, down * pitch, at, apart,
-                            n, compute, spec,
+    span = 2 * lanes + (0 if near else reach // 2 * 2 if step > 1 else reach - lanes)
+    if near and step > 1:
+        span = 3 * lanes
+    for _ in range(planes):
+        for phase in range(down):
+            count = rows if down == 1 else (rows - phase + down - 1) // down
+            row = (y0 + phase) * step + atomics.peek(g + 8 * FIRST_ROW)
+            out = dst + phase * pitch
+            x = 0
+            if n > lanes:
+                y = 0
+                while y < count:
+                    y = min(y, count - ROWS)
+                    to = out + y * down * pitch
+                    ahead, x = AHEAD, 0
+                    if y * step * down * line + AHEAD >= part:
+                        ahead += size - part
+                    # What is left after this is at most a vector.
+                    while x + lanes < n:
+                        apart, at = lanes, x
+                        if x + VECTORS * lanes > n:
+                            at = max(n - VECTORS * lanes, 0)
+                            apart = min(lanes, n - lanes)
+                        left = at * step + first
+                        if left >= 0 and left + apart * step + span <= width:
+                            window_whole(
+                                g, src, row + y * step * down, taps, bias, to, down * pitch, at,
+                                apart, n, ahead, compute, spec,
+                            )  # fmt: skip
+                        else:
+                            window_edge(
+                                g, src, row + y * step * down, taps, bias, to, down * pitch, at,
+                                apart, n, ahead, compute, spec,
+                            )  # fmt: skip
+                        x += VECTORS * lanes
+                    y += ROWS
+            if x < n:
+                y = 0
+                while y < count:
+                    y = min(y, count - TALL)
+                    to = out + y * down * pitch
+                    if single:
+                        window_single(
+                            g, src, row + y * down, taps, bias, to, down * pitch, 0, 0, n, 0,
+                            compute, spec,
                         )  # fmt: skip
                     else:
-                        window_edge(
-                            g, src, row + y * step * down, taps, bias, to, down * pitch, at, apart,
-                            n, compute, spec,
+                        window_tall(
+                            g, src, row + y * step * down, taps, bias, to, down * pitch,
+                            max(n - lanes, 0), 0, n, 0, compute, spec,
                         )  # fmt: skip
-                    x += VECTORS * lanes
-                y += ROWS
-        if x < n:
-            y = 0
-            while y < count:
-                y = min(y, count - TALL)
-                window_tall(
-                    g, src, row + y * step * down, taps, bias, out + y * down * pitch, down * pitch,
-                    max(n - lanes, 0), 0, n, compute, spec,
-                )  # fmt: skip
-                y += TALL
+                    y += TALL
+        src += size
+        taps += kh * kw * wide
+        bias += wide
+        dst += between
 
 
 @cache
 def windows_of(compute: str, number: int) -> Any:
-    """Return ``void (g, src, taps, bias, dst, pitch, y0, rows, unused)``."""
+    """Return ``void (g, src, taps, bias, dst, pitch, y0, rows, planes, between)``."""
     computed, spec = simd.tag(compute), blocks.number_tag(number)
 
-    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
+    @compiled.cfunc("void(" + ", ".join(["int64"] * 10) + ")")
     def windows(
         g: int, src: int, taps: int, bias: int, dst: int, pitch: int, y0: int, rows: int,
-        unused: int,
+        planes: int, between: int,
     ) -> None:  # fmt: skip
-        filter_window(g, src, taps, bias, dst, pitch, y0, rows, computed, spec)
+        filter_windows(g, src, taps, bias, dst, pitch, y0, rows, planes, between, computed, spec)
 
     return windows

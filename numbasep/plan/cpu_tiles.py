@@ -29,7 +29,6 @@ L2_BYTES = min(3 * l2_bytes() // 4, 512 << 10)
 # but memory answers long rows faster than that saves.
 SUMS_BYTES = L2_BYTES // 3
 TAP_BYTES = 9 << 10  # the taps of a group of channels, beside the pixels in L1
-CACHED = 16 << 20  # bytes of an image that may be in the last cache from call to call
 LINE = 64
 
 # Output rows that share what the column pass loads.
