@@ -19,7 +19,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from numbasep.cpu import simd
-from numbasep.cpu.simd import FLOAT, I1, I32, I64, itemsize
+from numbasep.cpu.activations import activate
+from numbasep.cpu.simd import I1, I32, I64, itemsize
 
 # Places in the geometry of a depthwise filter, all int64: bytes between the input rows of two
 # output rows, between those of two vertical taps; address of the offsets of the horizontal taps;
@@ -27,8 +28,6 @@ from numbasep.cpu.simd import FLOAT, I1, I32, I64, itemsize
 # between the inputs of neighbouring outputs, between taps, and between output pixels.
 ROW_STEP, TAP_STEP, OFFSETS, KH, KW, WIDTH, BOUNDS, X_STEP, TAP_PITCH, OUT_PIXEL = range(10)
 GEOMETRY = 10
-
-NONE, SILU, HARDSWISH, GELU = range(4)
 
 
 def number_tag(number: int) -> NDArray[Any]:
@@ -46,7 +45,7 @@ def lanes_of(compute: str) -> int:
 
 
 class Emitter(simd.Emitter):
-    """``simd.Emitter`` with int32 sums, masks and activations."""
+    """``simd.Emitter`` with int32 sums and masks."""
 
     def __init__(self, builder: Any, compute: str, lanes: int) -> None:
         super().__init__(builder, "int64" if compute == "int32" else compute, lanes)
@@ -81,7 +80,7 @@ class Emitter(simd.Emitter):
         vector = ir.VectorType(element, self.lanes)
         zeros = ir.Constant(vector, None)
         pointer = self.b.inttoptr(address, vector.as_pointer())
-        name = f"llvm.masked.load.{self._suffix(vector)}.p0"
+        name = f"llvm.masked.load.{self.suffix(vector)}.p0"
         kind = ir.FunctionType(vector, [pointer.type, I32, ir.VectorType(I1, self.lanes), vector])
         function = cgutils.get_or_insert_function(self.module, kind, name)
         return self.b.call(function, [pointer, ir.Constant(I32, size), self._masked, zeros])
@@ -91,7 +90,7 @@ class Emitter(simd.Emitter):
             super()._put(value, address, align)
             return
         pointer = self.b.inttoptr(address, value.type.as_pointer())
-        name = f"llvm.masked.store.{self._suffix(value.type)}.p0"
+        name = f"llvm.masked.store.{self.suffix(value.type)}.p0"
         kind = ir.FunctionType(
             ir.VoidType(), [value.type, pointer.type, I32, ir.VectorType(I1, self.lanes)]
         )
@@ -155,27 +154,6 @@ class Emitter(simd.Emitter):
         total = b.add(total, bias) if self.integer else b.fadd(total, bias)
         total = b.select(self.below(total, low), low, total)
         return [b.select(self.below(high, total), high, total)]
-
-    def activate(self, x: Any, activation: int) -> Any:
-        b = self.b
-        if activation == SILU:
-            power = self._call(f"llvm.exp.{self._suffix(x.type)}", x.type, [b.fneg(x)])
-            return b.fdiv(x, b.fadd(self.fill(1.0), power))
-        if activation == HARDSWISH:
-            ramp = b.fadd(x, self.fill(3.0))
-            ramp = b.select(self.below(ramp, self.fill(0.0)), self.fill(0.0), ramp)
-            ramp = b.select(self.below(self.fill(6.0), ramp), self.fill(6.0), ramp)
-            return b.fdiv(b.fmul(x, ramp), self.fill(6.0))
-        if activation == GELU:
-            scaled = b.fmul(x, self.fill(2**-0.5))
-            error = ir.Constant(x.type, ir.Undefined)
-            name = "erff" if self.part is FLOAT else "erf"
-            for lane in range(self.lanes):
-                place = ir.Constant(I32, lane)
-                one = self._call(name, self.part, [b.extract_element(scaled, place)])
-                error = b.insert_element(error, one, place)
-            return b.fmul(b.fmul(x, self.fill(0.5)), b.fadd(self.fill(1.0), error))
-        return x
 
 
 def _loop(e: Emitter, last: Any, values: list[Any], body: Callable[..., Any]) -> Any:
@@ -459,7 +437,7 @@ def make_move(*, masked: bool, padded: bool = False) -> Any:
             e = Emitter(b, computed, lanes_of(computed))
             mask = e.mask(n, 0) if masked else None
             (x,) = e.load(src, stored, mask)
-            e.store([e.activate(x, number)], dst, out, None if padded else mask)
+            e.store([activate(e, x, number)], dst, out, None if padded else mask)
             return ctx.get_dummy_value()
 
         return signature, generate

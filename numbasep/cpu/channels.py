@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import blocks, compiled, simd
+from numbasep.cpu import activations, blocks, compiled, simd
 
 Array = NDArray[Any]
 
@@ -32,7 +32,7 @@ split_edge = blocks.make_split(masked=True)
 NUMBERS = 58
 PER_CALL = 5
 
-ACTIVATED = {"silu": blocks.SILU, "hardswish": blocks.HARDSWISH, "gelu": blocks.GELU}
+ACTIVATED = {"silu": activations.SILU, "hardswish": activations.HARDSWISH, "gelu": activations.GELU}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

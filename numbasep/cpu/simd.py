@@ -92,11 +92,11 @@ class Emitter:
         single = ir.Constant(self.type, [0 if self.integer else 0.0] * self.lanes)
         return [single] * (2 if self.complex else 1)
 
-    def _call(self, name: str, result: Any, args: list[Any]) -> Any:
+    def call(self, name: str, result: Any, args: list[Any]) -> Any:
         kind = ir.FunctionType(result, [arg.type for arg in args])
         return self.b.call(cgutils.get_or_insert_function(self.module, kind, name), args)
 
-    def _suffix(self, vector: Any) -> str:
+    def suffix(self, vector: Any) -> str:
         element = vector.element
         code = {HALF: "f16", FLOAT: "f32", DOUBLE: "f64"}.get(element) or f"i{element.width}"
         return f"v{vector.count}{code}"
@@ -164,19 +164,22 @@ class Emitter:
             result.append(b.shuffle_vector(first, undefined, lanes))
         return result
 
-    def _fma(self, x: Any, y: Any, z: Any) -> Any:
+    def multiply_add(self, x: Any, y: Any, z: Any) -> Any:
         if self.integer:
             return self.b.add(self.b.mul(x, y), z)
-        return self._call(f"llvm.fma.{self._suffix(self.type)}", self.type, [x, y, z])
+        return self.call(f"llvm.fma.{self.suffix(self.type)}", self.type, [x, y, z])
 
     def fma(self, w: list[Any], x: list[Any], total: list[Any]) -> list[Any]:
         """Return ``total + w * x``; a real ``x`` has no imaginary part to multiply."""
         if not self.complex:
-            return [self._fma(w[0], x[0], total[0])]
-        real, imag = self._fma(w[0], x[0], total[0]), self._fma(w[1], x[0], total[1])
+            return [self.multiply_add(w[0], x[0], total[0])]
+        real, imag = (
+            self.multiply_add(w[0], x[0], total[0]),
+            self.multiply_add(w[1], x[0], total[1]),
+        )
         if len(x) == 2:
             minus = self.b.fneg(w[1])
-            real, imag = self._fma(minus, x[1], real), self._fma(w[0], x[1], imag)
+            real, imag = self.multiply_add(minus, x[1], real), self.multiply_add(w[0], x[1], imag)
         return [real, imag]
 
     def prefetch(self, address: Any) -> None:
@@ -236,12 +239,12 @@ class Emitter:
     def _to_integer(self, v: Any, output: str) -> Any:
         """Round half to even, saturate, NaN to 0."""
         b, limits = self.b, np.iinfo(output)
-        v = self._call(f"llvm.rint.{self._suffix(self.type)}", self.type, [v])
+        v = self.call(f"llvm.rint.{self.suffix(self.type)}", self.type, [v])
         result = self._vector(ir.IntType(limits.bits))
         if limits.bits > 16:
             kind = "s" if limits.min < 0 else "u"
-            name = f"llvm.fpto{kind}i.sat.{self._suffix(result)}.{self._suffix(self.type)}"
-            return self._call(name, result, [v])
+            name = f"llvm.fpto{kind}i.sat.{self.suffix(result)}.{self.suffix(self.type)}"
+            return self.call(name, result, [v])
         low, high = (self._all(self.part, float(x)) for x in (limits.min, limits.max))
         if limits.min < 0:
             v = b.select(b.fcmp_ordered("==", v, v), v, self._all(self.part, 0.0))
@@ -256,9 +259,9 @@ class Emitter:
             near = b.fptrunc(v, self._vector(FLOAT))
             back = b.fpext(near, self._vector(DOUBLE))
             bits = b.bitcast(near, self._vector(I32))
-            absolute = f"llvm.fabs.{self._suffix(v.type)}"
+            absolute = f"llvm.fabs.{self.suffix(v.type)}"
             larger = b.fcmp_ordered(
-                ">", self._call(absolute, v.type, [back]), self._call(absolute, v.type, [v])
+                ">", self.call(absolute, v.type, [back]), self.call(absolute, v.type, [v])
             )
             towards = b.sub(bits, b.zext(larger, self._vector(I32)))
             odd = b.or_(towards, self._all(I32, 1))

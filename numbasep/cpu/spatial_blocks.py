@@ -216,7 +216,7 @@ def make_run(vectors: int) -> Any:
                         added = []
                         for v in range(vectors):
                             if v % 2:
-                                x = [e._call(permute, e.type, [near[v], shift, near[v + 1]])]
+                                x = [e.call(permute, e.type, [near[v], shift, near[v + 1]])]
                             else:
                                 x = e.load_compute(b.add(moved, e.const(v * e.lanes * wide)))
                             added.append(e.fma(w, x, sums[v]))

@@ -178,7 +178,7 @@ def moved(e: Emitter, across: Any, taps: int) -> Any:
 def shifted(e: Emitter, pair: list[Any], lanes: Any) -> Any:
     """Return lanes of a pair of registers; of a single one, with zeros after it."""
     values = [pair[0], lanes, pair[-1] if len(pair) > 1 else e.zero()[0]]
-    return e._call("llvm.x86.avx512.vpermi2var.ps.512", e.type, values)
+    return e.call("llvm.x86.avx512.vpermi2var.ps.512", e.type, values)
 
 
 def every_other(e: Emitter, parts: list[Any], first: int) -> Any:
