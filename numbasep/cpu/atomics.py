@@ -154,6 +154,17 @@ def processor(context: Any) -> Any:
     return types.int64(), generate
 
 
+@intrinsic
+def ask(context: Any, function: Any) -> Any:
+    """Call the C function ``int ()`` at an address."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return b.sext(b.call(b.inttoptr(args[0], kind.as_pointer()), []), I64)
+
+    return types.int64(types.int64), generate
+
+
 def _copy(bits: int) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         kind = ir.IntType(bits).as_pointer()

@@ -11,6 +11,9 @@ watches its mailbox for a while before it sleeps:
 
 A caller takes a post back that was not picked up when all items are done, and waits for those who
 run: a mailbox never points to the memory of a call that is over.
+
+Where a caller comes from a library whose own threads wait for more work on the same processors, its
+work goes to those (``Team``).
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -255,6 +259,67 @@ def _start(count: int) -> None:
             _workers.append(_Worker(len(_workers)))
 
 
+@dataclass(frozen=True)
+class Team:
+    """The threads of an OpenMP library.
+
+    parallel: address of its ``GOMP_parallel``, which has all of them call a function. number:
+    address of its ``omp_get_thread_num``. threads: returns how many they are.
+    """
+
+    parallel: int
+    number: int
+    threads: Callable[[], int]
+
+
+@contextmanager
+def among(team: Team | None) -> Iterator[None]:
+    """Do the work of the caller's calls in a team's threads; None: in this module's."""
+    before = getattr(_local, "team", None)
+    _local.team = team
+    try:
+        yield
+    finally:
+        _local.team = before
+
+
+# Of what a team's threads are told: the job, a scratch memory after the other, how to ask for a
+# thread's number.
+(T_FUNCTION, T_NUMBERS, T_QUEUED, T_SCRATCH, T_SIZE, T_NUMBER) = range(6)
+
+
+@cache
+def _member() -> Any:
+    """Return ``void (job)``: what each thread of a team does."""
+
+    @compiled.cfunc("void(int64)")
+    def member(job: int) -> None:
+        own = atomics.ask(atomics.peek(job + 8 * T_NUMBER))
+        atomics.call4(
+            atomics.peek(job + 8 * T_FUNCTION),
+            atomics.peek(job + 8 * T_NUMBERS),
+            atomics.peek(job + 8 * T_QUEUED),
+            own,
+            atomics.peek(job + 8 * T_SCRATCH) + own * atomics.peek(job + 8 * T_SIZE),
+        )
+
+    return member
+
+
+def _run_among(
+    team: Team, threads: int, function: int, numbers: Array, items: int, size: int
+) -> None:
+    """Run a kernel in a team's threads."""
+    queued = queues.template(items, threads).copy()
+    size = -(-size // ALIGNMENT) * ALIGNMENT
+    scratch, memory = _scratch(threads * size)
+    job = np.array(
+        [function, address(numbers), address(queued), scratch, size, team.number], np.int64
+    )
+    _join(team.parallel, _member().address, address(job), threads, 0)
+    del memory
+
+
 def run(
     function: int,
     numbers: Array,
@@ -271,6 +336,14 @@ def run(
     owners: of the memory that the numbers address; a thread that wakes late keeps them alive.
     """
     helpers = min(threads, items, MOST_WORKERS + 1) - 1
+    team = getattr(_local, "team", None)
+    if team is not None and helpers > 0:
+        # All of them or none: a smaller team ends the threads that it has no use for.
+        count = team.threads()
+        if count > 1:
+            _run_among(team, count, function, numbers, items, scratch)
+            return
+        helpers = 0
     queued = queues.template(items, helpers + 1).copy()
     try:
         here = _finder()() if helpers > 0 else NOWHERE

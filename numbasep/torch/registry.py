@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
+
+from numbasep.cpu.pool import among
+from numbasep.torch.team import team
 
 operators = torch.ops.numbasep
 
@@ -29,8 +33,13 @@ def define(
     """
 
     def decorate(function: Callable[..., Tensor]) -> Any:
+        @wraps(function)
+        def computed(*arguments: Any) -> Tensor:
+            with among(team()):
+                return function(*arguments)
+
         made: Any = custom_op(
-            f"numbasep::{name}", function, mutates_args=(), schema=f"({arguments}) -> Tensor"
+            f"numbasep::{name}", computed, mutates_args=(), schema=f"({arguments}) -> Tensor"
         )
         made.register_fake(result)
         made.register_autograd(backward, setup_context=setup)
