@@ -59,40 +59,37 @@ from numbasep.cpu.passes import map_index, move
 
 Array = NDArray[Any]
 
-VECTORS, PIXELS = 2, 4
+VECTORS = 2
+# Outputs of a block; of one in a row of few, or where neighbours share few pixels: with a stride.
+PIXELS, FEWER = (7 if simd.REGISTERS == 32 else 4), 4
 
 
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def next_pixels(i: int, count: int) -> int:
-    """Return where the block at i starts: pixels left over are in the last one once more, or alone
-    where they are one."""
-    if i + PIXELS > count and count >= PIXELS and count - i > 1:
-        return count - PIXELS
-    return i
-
-
-def make_filter(pointed: bool) -> Any:
+def make_filter(pixels: int, pointed: bool) -> Any:
     """Make the filter of neighbouring pixels: from a table of rows, or of the pixels' addresses."""
 
     def make(pixels: int, vectors: int, masked: bool = False) -> Any:
         return blocks.make_pixels(pixels, vectors, masked=masked, pointed=pointed)
 
-    some2, some1, some_few = make(PIXELS, VECTORS), make(PIXELS, 1), make(PIXELS, 1, True)
+    some2, some1, some_few = make(pixels, VECTORS), make(pixels, 1), make(pixels, 1, True)
     one4, one1, one_few = make(1, 4), make(1, 1), make(1, 1, True)
 
     def filter_pixels(
         g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
         compute: Any, spec: Any,
     ) -> None:  # fmt: skip
-        """Filter ``count`` neighbouring pixels of n channels."""
+        """Filter ``count`` neighbouring pixels of n channels.
+
+        Pixels left over are in the last block once more, or alone where they are one.
+        """
         lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
         step, out = atomics.peek(g + 8 * blocks.X_STEP), atomics.peek(g + 8 * blocks.OUT_PIXEL)
         i = 0
         while i < count:
-            i = next_pixels(i, count)
+            if i + pixels > count and count >= pixels and count - i > 1:
+                i = count - pixels
             rows, here = (table + i * step, x) if pointed else (table, x + i * step)
             to, c = dst + i * out, 0
-            if i + PIXELS <= count:
+            if i + pixels <= count:
                 while c + VECTORS * lanes <= n:
                     at = c * wide
                     some2(g, rows, here + at, taps + at, bias + at, to + at, n, compute, spec)
@@ -105,7 +102,7 @@ def make_filter(pointed: bool) -> Any:
                         at = c * wide
                         some1(g, rows, here + at, taps + at, bias + at, to + at, n, compute, spec)
                         c += lanes
-                i += PIXELS
+                i += pixels
             else:
                 while c + 4 * lanes <= n:
                     at = c * wide
@@ -121,12 +118,16 @@ def make_filter(pointed: bool) -> Any:
                         c += lanes
                 i += 1
 
-    # Compiled in different processes, the two could have one symbol, and the code of one.
-    filter_pixels.__qualname__ += "_pointed" if pointed else "_in_rows"
+    # Compiled in different processes, two could have one symbol, and the code of one.
+    filter_pixels.__qualname__ += f"_{pixels}_{'pointed' if pointed else 'in_rows'}"
     return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(filter_pixels)
 
 
-filter_pixels, filter_pointed = make_filter(False), make_filter(True)
+filter_pixels, filter_pointed = make_filter(PIXELS, False), make_filter(PIXELS, True)
+filter_fewer, pointed_fewer = make_filter(FEWER, False), make_filter(FEWER, True)
+
+
+NINE = "void(" + ", ".join(["int64"] * 9) + ")"
 
 
 @cache
@@ -134,11 +135,25 @@ def pixels_of(compute: str, number: int) -> Any:
     """Return ``void (g, table, x, taps, bias, dst, count, n, unused)``."""
     computed, spec = simd.tag(compute), blocks.number_tag(number)
 
-    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
+    if number % 10 == 2 or PIXELS == FEWER:
+
+        @compiled.cfunc(NINE)
+        def fewer(
+            g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
+            unused: int,
+        ) -> None:  # fmt: skip
+            filter_fewer(g, table, x, taps, bias, dst, count, n, computed, spec)
+
+        return fewer
+
+    @compiled.cfunc(NINE)
     def pixels(
         g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int, unused: int
     ) -> None:
-        filter_pixels(g, table, x, taps, bias, dst, count, n, computed, spec)
+        if count < PIXELS:
+            filter_fewer(g, table, x, taps, bias, dst, count, n, computed, spec)
+        else:
+            filter_pixels(g, table, x, taps, bias, dst, count, n, computed, spec)
 
     return pixels
 
@@ -148,11 +163,25 @@ def pointed_of(compute: str, number: int) -> Any:
     """Return ``void (g, table, x, taps, bias, dst, count, n, unused)``."""
     computed, spec = simd.tag(compute), blocks.number_tag(number)
 
-    @compiled.cfunc("void(" + ", ".join(["int64"] * 9) + ")")
+    if number % 10 == 2 or PIXELS == FEWER:
+
+        @compiled.cfunc(NINE)
+        def fewer(
+            g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int,
+            unused: int,
+        ) -> None:  # fmt: skip
+            pointed_fewer(g, table, x, taps, bias, dst, count, n, computed, spec)
+
+        return fewer
+
+    @compiled.cfunc(NINE)
     def pointed(
         g: int, table: int, x: int, taps: int, bias: int, dst: int, count: int, n: int, unused: int
     ) -> None:
-        filter_pointed(g, table, x, taps, bias, dst, count, n, computed, spec)
+        if count < PIXELS:
+            pointed_fewer(g, table, x, taps, bias, dst, count, n, computed, spec)
+        else:
+            filter_pointed(g, table, x, taps, bias, dst, count, n, computed, spec)
 
     return pointed
 

@@ -140,7 +140,7 @@ def address(array: Array) -> int:
 @compiled.njit("int64(int64)")
 def _done(queued: int) -> int:
     """Return how many items of a job are done."""
-    return queues.done(queued)
+    return int(queues.done(queued))
 
 
 @compiled.njit("void(int64, int64)")

@@ -58,7 +58,7 @@ def take(queued: int, number: int) -> int:
         if atomics.peek(queue + NEXT) < end:
             item = atomics.take(queue + NEXT)
             if item < end:
-                return item
+                return int(item)
     return NOTHING
 
 

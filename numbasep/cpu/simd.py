@@ -355,3 +355,13 @@ def as_pointer(context: Any, address: Any) -> Any:
 
     # Numba's types are made when it is imported.
     return types.CPointer(types.int64)(types.int64), generate  # type: ignore[attr-defined]
+
+
+@intrinsic
+def as_bytes(context: Any, address: Any) -> Any:
+    """Return an address as a pointer to bytes, for ``numba.carray``."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.inttoptr(args[0], I8.as_pointer())
+
+    return types.CPointer(types.uint8)(types.int64), generate  # type: ignore[attr-defined]

@@ -13,19 +13,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from numbasep.arrays import TORCH
+from numbasep.cpu import compare
 from numbasep.torch.arguments import stands_last
 
 
 def seen(tensor: Tensor) -> Any:
     """Return a tensor as the package takes it soonest: of one on the host, NumPy's view."""
     tensor = tensor.detach()
-    return TORCH.adopt(tensor) if tensor.device.type == "cpu" else tensor
+    if tensor.device.type != "cpu":
+        return tensor
+    if tensor.dtype is torch.float32 and not tensor.is_neg():
+        return tensor.numpy()
+    return TORCH.adopt(tensor)
 
 
 def beside(x: Tensor, out: Tensor) -> tuple[Any, dict[str, Any]]:
@@ -37,6 +43,25 @@ def beside(x: Tensor, out: Tensor) -> tuple[Any, dict[str, Any]]:
         image, place = (one.detach().permute(0, 2, 3, 1) for one in (x, out))
         return seen(image), {"layout": "NHWC", "out": seen(place)}
     return seen(x), {"layout": "NCHW", "out": seen(out)}
+
+
+class Copies:
+    """What tensors on the host hold now; they are contiguous, and may be gone when it is asked."""
+
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        with torch.inference_mode(False):
+            self._copies = [one.detach().clone() for one in tensors]
+        self._table = np.array(
+            [
+                (one.data_ptr(), copy.data_ptr(), one.numel() * one.element_size())
+                for one, copy in zip(tensors, self._copies, strict=True)
+            ],
+            np.int64,
+        )
+
+    def same(self) -> bool:
+        """Return whether what is where the tensors were holds the same bytes; they are there."""
+        return compare.same(self._table)
 
 
 class Kept:
@@ -66,19 +91,17 @@ class Kept:
     def by_content(self, what: object, make: Callable[..., Any], *tensors: Tensor) -> Any:
         """Return ``make(*tensors)``, from before where all hold what they held then.
 
-        what: tells makes. For tensors on the host: all their elements are compared.
+        what: tells makes. For tensors on the host: all their bytes are compared.
         """
-        if not _plain(tensors):
+        if not _plain(tensors) or not all(one.is_contiguous() for one in tensors):
             return make(*tensors)
-        kinds = what, [(one.dtype, one.shape) for one in tensors]
+        kinds = what, [(one.data_ptr(), one.dtype, one.shape) for one in tensors]
         found = self._get(tensors[0])
         if found is not None:
             (before, copies), made = found
-            if before == kinds and all(map(torch.equal, copies, tensors)):
+            if before == kinds and copies.same():
                 return made
-        with torch.inference_mode(False):
-            copies = [one.detach().clone() for one in tensors]
-        return self._put(tensors[0], (kinds, copies), _outlasting(make, tensors))
+        return self._put(tensors[0], (kinds, Copies(tensors)), _outlasting(make, tensors))
 
     def clear(self) -> None:
         """Forget all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.library import custom_op
 
 from numbasep.cpu.pool import among
+from numbasep.torch.direct import direct
 from numbasep.torch.team import team
 
-operators = torch.ops.numbasep
+# The operators by name, as functions: those of ``torch.ops.numbasep``, or at once what these do.
+operators: Any = SimpleNamespace()
 
 
 def define(
@@ -43,7 +46,13 @@ def define(
         )
         made.register_fake(result)
         made.register_autograd(backward, setup_context=setup)
-        made.register_vmap(_mapped(getattr(operators, name), folds))
+        operator = getattr(torch.ops.numbasep, name)
+        made.register_vmap(_mapped(operator, folds))
+
+        def called(*arguments: Any) -> Any:
+            return computed(*arguments) if direct(arguments) else operator(*arguments)
+
+        setattr(operators, name, called)
         return made
 
     return decorate

@@ -12,7 +12,6 @@ from torch.library import opcheck
 
 import numbasep.torch as nt
 from numbasep.torch import arguments
-from numbasep.torch.ops import operators
 from tests.torch import grid
 
 OPTIONS: list[Any] = [[2, 1], [1, 0, 2, 1], [1, 2], "reflect"]
@@ -55,14 +54,14 @@ def test_every_operator_has_a_sample() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("name", samples(LAYOUTS[0]))
 def test_opcheck(name: str, layout: Any) -> None:
-    found = opcheck(getattr(operators, name), samples(layout)[name])
+    found = opcheck(getattr(torch.ops.numbasep, name), samples(layout)[name])
     assert set(found.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_mapped_equals_a_loop(layout: Any) -> None:
     for name, given in samples(layout).items():
-        operator = getattr(operators, name)
+        operator = getattr(torch.ops.numbasep, name)
         tensors = [i for i, one in enumerate(given) if isinstance(one, Tensor)]
         for mapped in ([tensors[0]], tensors):
             dims = tuple(0 if i in mapped else None for i in range(len(given)))

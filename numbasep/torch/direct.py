@@ -1,0 +1,45 @@
+"""When an operator is a function only: torch has nothing to do before or after it.
+
+To go through torch's dispatcher, twice without gradients, takes longer than a small layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, profiler
+from torch.nn import Parameter
+
+# Whether something of torch's looks at each operator, and would miss one; all have no public names.
+_WATCHES: list[Callable[[], Any]] = []
+try:
+    _WATCHES = [
+        torch._C._len_torch_dispatch_stack,
+        torch._C._len_torch_function_stack,
+        torch._C._functorch.peek_interpreter_stack,
+        torch._C._get_tracing_state,
+        lambda: forward_ad._current_level >= 0,
+        lambda: profiler._is_profiler_enabled,
+    ]
+    _known = not any(watches() for watches in _WATCHES)
+except AttributeError:
+    # Another version of torch: every operator goes through it.
+    _known = False
+
+
+def direct(arguments: tuple[Any, ...]) -> bool:
+    """Return whether to call an operator's function at once gives what torch would give."""
+    if torch.compiler.is_compiling() or not _known:
+        return False
+    learns = torch.is_grad_enabled()
+    for one in arguments:
+        if isinstance(one, Tensor) and (
+            type(one) not in (Tensor, Parameter)
+            or one.device.type != "cpu"
+            or (learns and one.requires_grad)
+        ):
+            return False
+    return not any(watches() for watches in _WATCHES)
