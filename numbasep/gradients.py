@@ -10,12 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from numbasep import channelwise, devices, nvtx
-from numbasep.calls import LAST, DeviceCall, HostCall, run
-from numbasep.channelwise import _depthwise_weight, _joined, _planned, _pointwise_weight
+from numbasep import channelwise, devices, nvtx, repeats
+from numbasep.calls import LAST, Call, DeviceCall, HostCall
+from numbasep.channelwise import Taps, _depthwise_weight, _joined, _planned, _pointwise_weight
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
+from numbasep.plan.channelwise import DepthwisePlan, PointwisePlan
+
+Array = NDArray[Any]
 
 
 def depthwise_input_gradient(
@@ -64,7 +68,10 @@ def depthwise_input_gradient(
     """
     options = _shape("shape", shape), stride, padding, dilation, padding_mode
     with nvtx.range("numbasep.depthwise_input_gradient"):
-        return run(_input_gradient, grad, (weight,), options, layout, out, backend, stream, "grad")
+        return repeats.run(
+            _input_gradient, _input_gradient_again, grad, (weight,), options, layout, out, backend,
+            stream, "grad",
+        )  # fmt: skip
 
 
 def _shape(argument: str, value: Any) -> tuple[int, ...]:
@@ -74,20 +81,20 @@ def _shape(argument: str, value: Any) -> tuple[int, ...]:
         raise TypeError(f"{argument}: {value!r} arrived; pass a tuple of integers") from None
 
 
-def _check_float(call: HostCall | DeviceCall, argument: str) -> None:
+def _check_float(call: Call, argument: str) -> None:
     if call.dtype == "int8":
         raise TypeError(f"{argument}: int8 arrived, which has no gradient; convert to float32")
 
 
-def _input_gradient(
-    call: HostCall | DeviceCall,
+def _plan_input(
+    call: Call,
     weight: Any,
     shape: tuple[int, ...],
     stride: Any,
     padding: Any,
     dilation: Any,
     padding_mode: Any,
-) -> Any:
+) -> tuple[DepthwisePlan, Taps]:
     _check_float(call, "grad")
     taps = _depthwise_weight("weight", weight, call.dtype)
     if taps.dense is None:
@@ -98,7 +105,7 @@ def _input_gradient(
         )
     if call.turned:
         shape = tuple(shape[axis] for axis in LAST[len(shape)])
-    plan = _planned(
+    plan: DepthwisePlan = _planned(
         planner.depthwise,
         shape,
         call.dtype,
@@ -113,6 +120,11 @@ def _input_gradient(
     )
     wanted = (plan.filters, plan.y.out, plan.x.out)
     _check_shape("grad", call, call.shape, wanted, plan.batch)
+    return plan, taps
+
+
+def _input_gradient(call: HostCall | DeviceCall, *arguments: Any) -> Any:
+    plan, taps = _plan_input(call, *arguments)
     result = call.place(plan.channels, (plan.y.size, plan.x.size), plan.output)
     if result.size:
         call.module("depthwise_gradient").run_input_gradient(
@@ -121,9 +133,21 @@ def _input_gradient(
     return call.finish()
 
 
+def _input_gradient_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    plan, taps = _plan_input(call, *arguments)
+    size, gradient = (taps.filters, *taps.size), call.module("depthwise_gradient")
+
+    def work(grad: Array, weights: tuple[Any, ...], result: Array) -> None:
+        grad, result = (one if call.batched else one[None] for one in (grad, result))
+        gradient.run_input_gradient(plan, grad, weights[0].reshape(size), result)
+
+    return work, plan.compute
+
+
 def _check_shape(
     argument: str,
-    call: HostCall | DeviceCall,
+    call: Call,
     shape: tuple[int, ...],
     wanted: tuple[int, ...],
     batch: int,
@@ -191,13 +215,13 @@ def depthwise_weight_gradient(
     """
     options = checks.pair("size", size, 1), stride, padding, dilation, padding_mode
     with nvtx.range("numbasep.depthwise_weight_gradient"):
-        return run(
-            _weight_gradient, x, (), options, layout, out, backend, stream, "x",
-            (("grad", grad),),
+        return repeats.run(
+            _weight_gradient, _weight_gradient_again, x, (), options, layout, out, backend, stream,
+            "x", (("grad", grad),),
         )  # fmt: skip
 
 
-def _seen(call: HostCall | DeviceCall, argument: str, value: Any) -> tuple[int, ...]:
+def _seen(call: Call, argument: str, value: Any) -> tuple[int, ...]:
     """Return the shape of an image beside ``x``, in the layout that the kernels see."""
     if isinstance(call, HostCall):
         devices.refuse(argument, value, "and x is in host memory; pass a host array")
@@ -212,15 +236,15 @@ def _seen(call: HostCall | DeviceCall, argument: str, value: Any) -> tuple[int, 
     return tuple(shape)
 
 
-def _weight_gradient(
-    call: HostCall | DeviceCall,
+def _plan_weight(
+    call: Call,
     grad: Any,
     size: tuple[int, int],
     stride: Any,
     padding: Any,
     dilation: Any,
     padding_mode: Any,
-) -> Any:
+) -> DepthwisePlan:
     _check_float(call, "x")
     shape = _seen(call, "grad", grad)
     filters = shape[-3 if call.layout == "NCHW" else -1]
@@ -229,7 +253,7 @@ def _weight_gradient(
         raise ValueError(
             f"grad: {filters} channels arrived and x has {channels}; pass a multiple of them"
         )
-    plan = _planned(
+    plan: DepthwisePlan = _planned(
         planner.depthwise,
         call.shape,
         call.dtype,
@@ -244,12 +268,28 @@ def _weight_gradient(
         argument="size",
     )
     _check_shape("grad", call, shape, (filters, plan.y.out, plan.x.out), plan.batch)
+    return plan
+
+
+def _weight_gradient(call: HostCall | DeviceCall, grad: Any, size: Any, *options: Any) -> Any:
+    plan = _plan_weight(call, grad, size, *options)
     given = call.companion("grad", grad)
-    result = call.place_whole((filters, 1, *size), plan.output)
+    result = call.place_whole((plan.filters, 1, *size), plan.output)
     call.module("depthwise_gradient").run_weight_gradient(
-        plan, call.image(), given, result.reshape((filters, *size)), **call.more
+        plan, call.image(), given, result.reshape((plan.filters, *size)), **call.more
     )
     return call.finish()
+
+
+def _weight_gradient_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    plan, gradient = _plan_weight(call, *arguments), call.module("depthwise_gradient")
+
+    def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
+        x, grad = (one if call.batched else one[None] for one in (x, weights[0]))
+        gradient.run_weight_gradient(plan, x, grad, result)
+
+    return work, plan.compute
 
 
 def pointwise_input_gradient(
@@ -286,9 +326,23 @@ def pointwise_input_gradient(
     """
     matrix, _ = _pointwise_weight("weight", weight, "float32")
     return channelwise.pointwise_conv2d(
-        grad, np.ascontiguousarray(matrix.T), layout=layout, precision=precision, out=out,
+        grad, _transposed(matrix, backend), layout=layout, precision=precision, out=out,
         backend=backend, stream=stream,
     )  # fmt: skip
+
+
+def _transposed(matrix: Array, backend: Any) -> Array:
+    flags = matrix.flags
+    if (
+        backend == "cuda"
+        or matrix.dtype.name not in ("float32", "float64")
+        or not (flags.c_contiguous and flags.aligned and matrix.dtype.isnative)
+    ):
+        return np.ascontiguousarray(matrix.T)
+    from numbasep.cpu import turning
+
+    # NumPy takes as long for this as the product takes.
+    return turning.transposed(matrix)
 
 
 def pointwise_weight_gradient(
@@ -327,23 +381,28 @@ def pointwise_weight_gradient(
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
     """
     with nvtx.range("numbasep.pointwise_weight_gradient"):
-        return run(
-            _matrix_gradient, x, (), (precision,), layout, out, backend, stream, "x",
-            (("grad", grad),),
+        return repeats.run(
+            _matrix_gradient, _matrix_gradient_again, x, (), (precision,), layout, out, backend,
+            stream, "x", (("grad", grad),),
         )  # fmt: skip
 
 
-def _matrix_gradient(call: HostCall | DeviceCall, grad: Any, precision: Any) -> Any:
+def _plan_matrix(call: Call, grad: Any, precision: Any) -> PointwisePlan:
     _check_float(call, "x")
     shape = _seen(call, "grad", grad)
     outputs, channels = (one[-3 if call.layout == "NCHW" else -1] for one in (shape, call.shape))
-    plan = _planned(
+    plan: PointwisePlan = _planned(
         planner.pointwise, call.shape, call.dtype, (outputs, channels), call.dtype,
         layout=call.layout, precision=precision, argument="grad",
     )  # fmt: skip
     _check_shape("grad", call, shape, (outputs, *call.spatial), plan.batch)
+    return plan
+
+
+def _matrix_gradient(call: HostCall | DeviceCall, grad: Any, precision: Any) -> Any:
+    plan = _plan_matrix(call, grad, precision)
     given = call.companion("grad", grad)
-    result = call.place_whole((outputs, channels), plan.output)
+    result = call.place_whole((plan.outputs, plan.channels), plan.output)
     call.module("pointwise_gradient").run_weight_gradient(
         plan,
         _joined(call.image(), plan.layout),
@@ -352,6 +411,19 @@ def _matrix_gradient(call: HostCall | DeviceCall, grad: Any, precision: Any) -> 
         **call.more,
     )
     return call.finish()
+
+
+def _matrix_gradient_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    plan, gradient = _plan_matrix(call, *arguments), call.module("pointwise_gradient")
+
+    def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
+        x, grad = (
+            _joined(one if call.batched else one[None], plan.layout) for one in (x, weights[0])
+        )
+        gradient.run_weight_gradient(plan, x, grad, result)
+
+    return work, plan.compute
 
 
 def bias_gradient(
@@ -386,17 +458,34 @@ def bias_gradient(
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
     """
     with nvtx.range("numbasep.bias_gradient"):
-        return run(_bias_gradient, grad, (), (), layout, out, backend, stream, "grad")
+        return repeats.run(
+            _bias_gradient, _bias_gradient_again, grad, (), (), layout, out, backend, stream, "grad"
+        )
+
+
+def _plan_bias(call: Call) -> DepthwisePlan:
+    _check_float(call, "grad")
+    channels = call.shape[-3 if call.layout == "NCHW" else -1]
+    plan: DepthwisePlan = _planned(
+        planner.depthwise, call.shape, call.dtype, channels, (1, 1), 0, layout=call.layout
+    )
+    return plan
 
 
 def _bias_gradient(call: HostCall | DeviceCall) -> Any:
-    _check_float(call, "grad")
-    channels = call.shape[-3 if call.layout == "NCHW" else -1]
-    plan = _planned(
-        planner.depthwise, call.shape, call.dtype, channels, (1, 1), 0, layout=call.layout
-    )
-    result = call.place_whole((channels,), plan.output)
+    plan = _plan_bias(call)
+    result = call.place_whole((plan.filters,), plan.output)
     call.module("depthwise_gradient").run_weight_gradient(
-        plan, None, call.image(), result.reshape((channels, 1, 1)), **call.more
+        plan, None, call.image(), result.reshape((plan.filters, 1, 1)), **call.more
     )
     return call.finish()
+
+
+def _bias_gradient_again(call: Call) -> tuple[repeats.Work, str]:
+    """Return what a repeated call does; see ``repeats.run``."""
+    plan, gradient = _plan_bias(call), call.module("depthwise_gradient")
+
+    def work(grad: Array, _: tuple[Any, ...], result: Array) -> None:
+        gradient.run_weight_gradient(plan, None, grad, result)
+
+    return work, plan.compute

@@ -38,33 +38,37 @@ def run(
     out: Any,
     backend: Any,
     stream: Any,
+    argument: str = "x",
+    others: tuple[tuple[str, Any], ...] = (),
 ) -> Any:
     """Return ``calls.run(function, ...)``.
 
     plan: takes a ``Call`` and what ``function`` does, and returns the work of a repeated call and
-    the dtype of its weights.
+    the dtype of its weights. The work's weights are the ``others``, then those.
     """
-    key = None
+    key, given = None, (*[one for _, one in others], *weights)
     if stream is None and type(x) is np.ndarray:
-        key = _key(function, x, weights, options, layout, out, backend)
-    if key is None:
-        return calls.run(function, x, weights, options, layout, out, backend, stream)
-    known = _known.get(key)
+        key = _key(function, x, given, options, layout, out, backend)
+    known = None if key is None else _known.get(key)
     if known is not None and (
         out is None
-        or not any(one is not None and np.may_share_memory(one, out) for one in (x, *weights))
+        or not any(one is not None and np.may_share_memory(one, out) for one in (x, *given))
     ):
         work, shape, dtype = known
         result = np.empty(shape, dtype) if out is None else out
-        work(x, weights, result)
+        work(x, given, result)
         return result
-    result = calls.run(function, x, weights, options, layout, out, backend, stream)
-    if known is None and result.size and x.dtype.isnative and result.dtype.isnative:
+    result = calls.run(
+        function, x, weights, options, layout, out, backend, stream, argument, others
+    )
+    if key is None or known is not None:
+        return result
+    if result.size and x.size and x.dtype.isnative and result.dtype.isnative:
         call = Call(x.shape, checks.name_of(x.dtype), layout)
         call.backend = "cpu"
-        work, compute = plan(call, *weights, *options)
+        work, compute = plan(call, *given, *options)
         wanted = np.dtype(compute)
-        if all(one is None or (one.dtype == wanted and one.dtype.isnative) for one in weights):
+        if all(one is None or (one.dtype == wanted and one.dtype.isnative) for one in given):
             _known.put(key, (work, result.shape, result.dtype))
     return result
 

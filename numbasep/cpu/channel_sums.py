@@ -1,7 +1,7 @@
 """Sums of each channel over all pixels on the CPU: the gradient of a bias.
 
 Threads take slices of the images' rows of one group of channels, and add them up in vectors; the
-partial sums of slices and lanes are added at the end.
+sums of slices are added at the end.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def add(
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def work(numbers: int, queued: int, own: int, storage: Any, compute: Any) -> None:
+def work(numbers: int, queued: int, own: int, scratch: int, storage: Any, compute: Any) -> None:
     """Take slices of groups of channels until there are none."""
     q = simd.as_pointer(numbers)
     block = products.SUMS * blocks.vector_lanes(compute)
@@ -64,7 +64,8 @@ def work(numbers: int, queued: int, own: int, storage: Any, compute: Any) -> Non
         if q[PLANAR]:
             whole = pixels // block
             for c in range(first, last):
-                to = q[TOTALS] + (part * q[C] + c) * block * wide
+                to = scratch
+                numba.carray(simd.as_pointer(to), block * wide // 8)[:] = 0
                 for n in range(start, stop):
                     src = q[GRAD] + (n * q[C] + c) * pixels * size
                     if whole > 0:
@@ -72,6 +73,8 @@ def work(numbers: int, queued: int, own: int, storage: Any, compute: Any) -> Non
                     if pixels > whole * block:
                         rest = src + whole * block * size
                         add(to, rest, 0, 1, pixels - whole * block, storage, compute)
+                place = q[TOTALS] + (part * q[C] + c) * wide
+                products.total(to, products.SUMS, place, compute)
         else:
             for c in range(first, last, block):
                 src = q[GRAD] + (start * q[C] + c) * size
@@ -89,16 +92,15 @@ def driver(storage: str, compute: str) -> Any:
 
     @compiled.cfunc("void(int64, int64, int64, int64)")
     def driver(numbers: int, queued: int, own: int, scratch: int) -> None:
-        work(numbers, queued, own, stored, computed)
+        work(numbers, queued, own, scratch, stored, computed)
 
     return driver
 
 
 @lru_cache(maxsize=512)
-def prepare(plan: DepthwisePlan) -> tuple[Prepared, tuple[int, ...]]:
-    """Return what calls of a plan share, and the shape of the partial sums."""
+def prepare(plan: DepthwisePlan) -> tuple[Prepared, int]:
+    """Return what calls of a plan share, and the number of slices."""
     planar, pixels = plan.layout == "NCHW", plan.y.out * plan.x.out
-    block = products.SUMS * blocks.lanes_of(plan.compute)
     units = plan.batch if planar else plan.batch * pixels // LEAST + 1
     group = max(1, LEAST // pixels) if planar else CHANNELS
     group = min(group, plan.channels)
@@ -109,14 +111,13 @@ def prepare(plan: DepthwisePlan) -> tuple[Prepared, tuple[int, ...]]:
         plan.channels, pixels, plan.batch, simd.itemsize(plan.storage), planar, group, groups,
         slices,
     )  # fmt: skip
-    shape = (slices, plan.channels, block) if planar else (slices, plan.channels)
-    return Prepared(numbers, groups * slices, 64, 1, ()), shape
+    return Prepared(numbers, groups * slices, products.SUMS * simd.VECTOR, 1, ()), slices
 
 
 def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
     """Write the sum of each channel of ``grad`` into ``out``, of as many elements."""
-    made, shape = prepare(plan)
-    totals = np.zeros(shape, plan.compute)
+    made, slices = prepare(plan)
+    totals = np.zeros((slices, plan.channels), plan.compute)
     numbers = made.numbers.copy()
     numbers[:C] = address(grad), address(totals)
     threads = 1 if grad.size < cpu_tiles.ALONE else numba.get_num_threads()
@@ -124,7 +125,5 @@ def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
         driver(plan.storage, plan.compute).address, numbers, made.items, made.scratch, threads,
         (grad, totals, numbers, made),
     )  # fmt: skip
-    total = totals.sum(0)
-    if plan.layout == "NCHW":
-        total = total.sum(-1)
+    total = totals[0] if slices == 1 else totals.sum(0)
     np.copyto(out, total.reshape(out.shape), casting="unsafe")

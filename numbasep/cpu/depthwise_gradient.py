@@ -47,6 +47,7 @@ from numbasep.cpu.channels import (
     H,
     Prepared,
     W,
+    rounded,
 )  # fmt: skip
 from numbasep.cpu.depthwise import Tile, row_bytes
 from numbasep.cpu.passes import map_index
@@ -70,11 +71,12 @@ PIXEL_ROWS, PIXEL_CHANNELS = 4, 128
 
 # Places of the numbers that describe a weight gradient: those of the correlation, addresses; then
 # filters of a channel, channels of a group, groups, units, slices, taps in whole blocks; bytes from
-# one output to the next in what is multiplied; the pixels of a row that taps read.
+# one output to the next in what is multiplied; the pixels of a row that taps read; where a thread
+# has the sums of planes' filters, vectors of columns.
 (
     CORRELATION, GRAD, SUMS, FILL, OFFSETS,
-    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN,
-) = range(14)  # fmt: skip
+    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN, VECTORS_AT,
+) = range(15)  # fmt: skip
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -92,19 +94,21 @@ def plane_work(
         if item == queues.NOTHING:
             break
         group, part = item % q[GROUPS], item // q[GROUPS]
-        first = group * q[GROUP]
+        first, last = group * q[GROUP], min((group + 1) * q[GROUP], p[C])
+        sums, count = scratch + q[VECTORS_AT], (last - first) * q[M] * q[TAPS]
+        numba.carray(simd.as_pointer(sums), count * vector // 8)[:] = 0
         for unit in range(part * q[UNITS] // q[SLICES], (part + 1) * q[UNITS] // q[SLICES]):
             band, n = unit % p[BANDS], unit // p[BANDS]
             y0 = band * p[BAND]
             rows = min(p[OH] - y0, p[BAND])
             clear_band(p, scratch, rows)
-            for c in range(first, min(first + q[GROUP], p[C])):
+            for c in range(first, last):
                 needed = (rows - 1) * p[SY] + (p[KH] - 1) * p[DY] + 1
                 base = p[IMAGE] + (n * p[C] + c) * p[H] * p[W] * p[SIZE]
                 pack_band(p, base, y0 * p[SY] + p[OY], needed, scratch)
                 for f in range(c * q[M], (c + 1) * q[M]):
                     grad = q[GRAD] + ((n * filters + f) * p[OH] + y0) * g_row
-                    acc = q[SUMS] + (part * filters + f) * q[TAPS] * vector
+                    acc = sums + (f - first * q[M]) * q[TAPS] * vector
                     for tap in range(0, q[TAPS], BLOCK):
                         to, offsets = acc + tap * vector, q[OFFSETS] + 8 * tap
                         if full > 0:
@@ -118,6 +122,9 @@ def plane_work(
                                 scratch + full * q[STEP_X], q[STEP_Y], q[STEP_X], offsets, rows,
                                 p[OW] - full * lanes, storage, compute,
                             )  # fmt: skip
+        to = q[SUMS] + (part * filters + first * q[M]) * q[TAPS] * simd.size_of(compute)
+        for k in range(count):
+            products.total(sums + k * vector, 1, to + k * simd.size_of(compute), compute)
         queues.finish(queued, own)
 
 
@@ -223,12 +230,15 @@ def prepare(plan: DepthwisePlan) -> tuple[Prepared, Prepared]:
     offsets = np.pad(offsets, (0, -len(offsets) % BLOCK), "edge")
     groups = -(-plan.channels // group)
     slices = planner.slices(units, groups)
-    numbers = np.zeros(SPAN + 1, np.int64)
+    numbers = np.zeros(VECTORS_AT + 1, np.int64)
+    scratch = rounded(scratch + 64)
     numbers[FILL:] = (
         address(fill), address(offsets), plan.multiplier, group, groups, units, slices,
-        len(offsets), *steps, span,
+        len(offsets), *steps, span, scratch,
     )  # fmt: skip
-    return one, Prepared(numbers, groups * slices, scratch + 64, 1, (fill, offsets))
+    if planar:
+        scratch += group * plan.multiplier * len(offsets) * simd.VECTOR
+    return one, Prepared(numbers, groups * slices, scratch, 1, (fill, offsets))
 
 
 def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, out: Array) -> None:
@@ -244,10 +254,10 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
         image, grad = (np.ascontiguousarray(np.moveaxis(one, -1, 1)) for one in (image, grad))
         plan = replace(plan, layout="NCHW")
     one, made = prepare(plan)
-    planar, lanes = plan.layout == "NCHW", blocks.lanes_of(plan.compute)
+    planar = plan.layout == "NCHW"
     taps, slices = int(made.numbers[TAPS]), int(made.numbers[SLICES])
-    shape = (plan.filters, taps, lanes) if planar else (taps, plan.channels)
-    sums = np.zeros((slices, *shape), plan.compute)
+    shape = (plan.filters, taps) if planar else (taps, plan.channels)
+    sums = (np.empty if planar else np.zeros)((slices, *shape), plan.compute)
     correlation = one.numbers.copy()
     correlation[IMAGE] = address(image)
     numbers = made.numbers.copy()
@@ -259,9 +269,8 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
         driver(planar, plan.storage, plan.compute).address, numbers, made.items, made.scratch,
         threads, (image, grad, sums, correlation, numbers, one, made),
     )  # fmt: skip
-    total = sums.sum(0)
-    total = total.sum(-1) if planar else total.T
-    total = total[:, : plan.y.taps * plan.x.taps]
+    total = sums[0] if slices == 1 else sums.sum(0)
+    total = (total if planar else total.T)[:, : plan.y.taps * plan.x.taps]
     np.copyto(out, total.reshape(out.shape), casting="unsafe")
 
 

@@ -158,6 +158,37 @@ def make_sums(vectors: int, *, masked: bool) -> Any:
 
 
 @intrinsic
+def total(context: Any, src: Any, vectors: Any, dst: Any, compute: Any) -> Any:
+    """Write the sum of all elements of neighbouring vectors: of vectors, then of halves of one."""
+    computed = simd.name_of(compute)
+    signature = types.void(*[types.int64] * 3, compute)
+
+    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+        src, vectors, dst = args[:3]
+        e = Emitter(b, computed, lanes_of(computed))
+
+        def vector(v: Any, carried: Any) -> Any:
+            at = b.add(src, b.mul(v, e.const(e.lanes * e.size)))
+            return [[b.fadd(carried[0][0], e.load(at, computed)[0])]]
+
+        ((value,),) = _loop(e, vectors, [e.zero()], vector)
+        lanes = e.lanes
+        while lanes > 1:
+            lanes //= 2
+            kind = ir.VectorType(ir.IntType(32), lanes)
+            low, high = (
+                b.shuffle_vector(value, value, ir.Constant(kind, list(range(k, k + lanes))))
+                for k in (0, lanes)
+            )
+            value = b.fadd(low, high)
+        one = b.extract_element(value, ir.Constant(ir.IntType(32), 0))
+        b.store(one, b.inttoptr(dst, one.type.as_pointer())).align = e.size
+        return ctx.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
 def zip_two(context: Any, even: Any, odd: Any, dst: Any, compute: Any, output: Any) -> Any:
     """Write a vector of even elements and one of odd ones as two vectors of neighbours."""
     computed, out = simd.name_of(compute), simd.name_of(output)

@@ -80,10 +80,13 @@ def driver() -> Any:
     return driver
 
 
-def turned_weight(weight: Array, compute: str, threads: int) -> Array:
-    """Return the weights of a compute dtype, for each output its channels, in blocks."""
+def turned_weight(weight: Array, compute: str, threads: int, block: int = 0) -> Array:
+    """Return the weights of a compute dtype, for each output its channels, in blocks.
+
+    block: outputs of a block; 0: those of the product's.
+    """
     outputs, channels = len(weight), weight.size // len(weight)
-    block = blocks.MIX_VECTORS * blocks.lanes_of(compute)
+    block = block or blocks.MIX_VECTORS * blocks.lanes_of(compute)
     count = -(-outputs // block)
     turned = np.empty((count, channels, block), weight.dtype)
     numbers = np.array(
@@ -95,3 +98,9 @@ def turned_weight(weight: Array, compute: str, threads: int) -> Array:
     )  # fmt: skip
     pool.run(driver().address, numbers, count, 0, threads, (weight, turned))
     return turned
+
+
+def transposed(weight: Array) -> Array:
+    """Return a matrix of float32 or float64 with rows and columns exchanged."""
+    matrix: Array = turned_weight(weight, weight.dtype.name, 1, len(weight))[0]
+    return matrix

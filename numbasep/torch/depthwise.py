@@ -20,7 +20,7 @@ from numbasep.torch.arguments import (
     named,
     sizes,
 )
-from numbasep.torch.host import beside, host, seen
+from numbasep.torch.host import alike, beside, host, seen
 from numbasep.torch.registry import bilinear, define, operators
 
 
@@ -117,8 +117,9 @@ def depthwise_input_gradient(
     grad: Tensor, weight: Tensor, size: Sequence[int], *options: Any
 ) -> Tensor:
     out = _image(grad, weight, size)
+    (given, place), layout = alike(grad, out)
     gradients.depthwise_input_gradient(
-        seen(grad), host(weight), tuple(out.shape), **named(*options), out=seen(out)
+        given, host(weight), place.shape, **named(*options), layout=layout, out=place
     )
     return out
 
@@ -145,8 +146,9 @@ def depthwise_weight_gradient(
     x: Tensor, grad: Tensor, size: Sequence[int], *options: Any
 ) -> Tensor:
     out = _weight(x, grad, size)
+    (image, given), layout = alike(x, grad)
     gradients.depthwise_weight_gradient(
-        seen(x), seen(grad), (size[0], size[1]), **named(*options), out=seen(out)
+        image, given, (size[0], size[1]), **named(*options), layout=layout, out=seen(out)
     )
     return out
 
@@ -173,5 +175,6 @@ def _bias_backward(ctx: Any, given: Tensor) -> Tensor:
 )
 def bias_gradient(grad: Tensor) -> Tensor:
     out = _bias(grad)
-    gradients.bias_gradient(seen(grad), out=seen(out))
+    (given,), layout = alike(grad)
+    gradients.bias_gradient(given, layout=layout, out=seen(out))
     return out

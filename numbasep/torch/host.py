@@ -45,6 +45,13 @@ def beside(x: Tensor, out: Tensor) -> tuple[Any, dict[str, Any]]:
     return seen(x), {"layout": "NCHW", "out": seen(out)}
 
 
+def alike(*images: Tensor) -> tuple[list[Any], str]:
+    """Return images as ``seen``, all in the layout in which they stand, and that."""
+    if all(stands_last(one) for one in images):
+        return [seen(one.detach().permute(0, 2, 3, 1)) for one in images], "NHWC"
+    return [seen(one) for one in images], "NCHW"
+
+
 class Copies:
     """What tensors on the host hold now; they are contiguous, and may be gone when it is asked."""
 

@@ -11,7 +11,7 @@ from numbasep.plan import checks
 from numbasep.plan.channelwise import ACTIVATIONS
 from numbasep.torch.activations import BY_RESULT, before
 from numbasep.torch.arguments import check, check_bias, check_matrix, fresh
-from numbasep.torch.host import beside, host, seen
+from numbasep.torch.host import alike, beside, host, seen
 from numbasep.torch.registry import bilinear, define, operators
 
 
@@ -94,5 +94,6 @@ def _weight(x: Tensor, grad: Tensor) -> Tensor:
 )
 def pointwise_weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     out = _weight(x, grad)
-    gradients.pointwise_weight_gradient(seen(x), seen(grad), out=seen(out[:, :, 0, 0]))
+    (image, given), layout = alike(x, grad)
+    gradients.pointwise_weight_gradient(image, given, layout=layout, out=seen(out[:, :, 0, 0]))
     return out
