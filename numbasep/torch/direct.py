@@ -31,15 +31,22 @@ except AttributeError:
 
 
 def direct(arguments: tuple[Any, ...]) -> bool:
-    """Return whether to call an operator's function at once gives what torch would give."""
+    """Return whether to call an operator's function at once gives what torch would give.
+
+    Where gradients are asked for (``learns``), as the forward of a ``torch.autograd.Function``.
+    """
     if torch.compiler.is_compiling() or not _known:
         return False
-    learns = torch.is_grad_enabled()
     for one in arguments:
         if isinstance(one, Tensor) and (
-            type(one) not in (Tensor, Parameter)
-            or one.device.type != "cpu"
-            or (learns and one.requires_grad)
+            type(one) not in (Tensor, Parameter) or one.device.type != "cpu"
         ):
             return False
     return not any(watches() for watches in _WATCHES)
+
+
+def learns(arguments: tuple[Any, ...]) -> bool:
+    """Return whether gradients to any of the arguments are asked for."""
+    return torch.is_grad_enabled() and any(
+        isinstance(one, Tensor) and one.requires_grad for one in arguments
+    )

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.library import custom_op
 
 from numbasep.cpu.pool import among
-from numbasep.torch.direct import direct
+from numbasep.torch.direct import direct, learns
 from numbasep.torch.team import team
 
 # The operators by name, as functions: those of ``torch.ops.numbasep``, or at once what these do.
@@ -49,8 +50,18 @@ def define(
         operator = getattr(torch.ops.numbasep, name)
         made.register_vmap(_mapped(operator, folds))
 
+        # What torch makes of them for the operator, without its checks of each call.
+        methods: dict[str, Any] = {
+            "forward": computed, "setup_context": setup, "backward": backward,
+        }  # fmt: skip
+        learning: Any = type(
+            name, (Function,), {key: staticmethod(one) for key, one in methods.items()}
+        )
+
         def called(*arguments: Any) -> Any:
-            return computed(*arguments) if direct(arguments) else operator(*arguments)
+            if not direct(arguments):
+                return operator(*arguments)
+            return learning.apply(*arguments) if learns(arguments) else computed(*arguments)
 
         setattr(operators, name, called)
         return made
