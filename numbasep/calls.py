@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -335,6 +335,24 @@ class DeviceCall(Call):
             return self.result
         copying.copy(self.result, self.out, self.session.stream)
         return self.out
+
+
+def planned(make: Any, *seen: Any, **options: Any) -> Any:
+    """Return a plan, from the cache where there is one: to make it costs as much as a small image.
+
+    The options' types are part of the key: 1, 1.0 and True are equal, and not equally right.
+    """
+    values = tuple(options.values())
+    try:
+        return _kept(make, seen, tuple(options), values, checks.types(values))
+    except TypeError:
+        # Something without a hash: a list, or an option that the checks refuse.
+        return make(*seen, **options)
+
+
+@lru_cache(maxsize=1024)
+def _kept(make: Any, seen: Any, names: Any, values: Any, kinds: Any) -> Any:
+    return make(*seen, **dict(zip(names, values, strict=True)))
 
 
 def run(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from numbasep import arrays, devices, lazy, nvtx, repeats
-from numbasep.calls import Call, DeviceCall, HostCall
-from numbasep.factorise import SeparableKernel
+from numbasep import lazy, nvtx, repeats
+from numbasep.calls import Call, DeviceCall, HostCall, planned
+from numbasep.layer_weights import (
+    Taps,
+    bias_of,
+    cast,
+    joined,
+    matrix_of,
+    taps_of,
+    zeros_of,
+)
 from numbasep.plan import channelwise as planner
-from numbasep.plan import checks
 from numbasep.plan.channelwise import DepthwisePlan, FusedPlan, PointwisePlan
 
 Array = NDArray[Any]
@@ -108,8 +114,8 @@ def plan_depthwise(
     activation: Any,
 ) -> tuple[DepthwisePlan, Taps, Array]:
     """Check the arguments of ``depthwise_conv2d``; return the plan, the weights and the bias."""
-    taps = _depthwise_weight("weight", weight, call.dtype)
-    plan = _planned(
+    taps = taps_of("weight", weight, call.dtype)
+    plan = planned(
         planner.depthwise,
         call.shape,
         call.dtype,
@@ -123,7 +129,7 @@ def plan_depthwise(
         layout=call.layout,
         activation=activation,
     )
-    return plan, taps, _bias("bias", bias, plan.filters, plan.compute)
+    return plan, taps, bias_of("bias", bias, plan.filters, plan.compute)
 
 
 def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
@@ -140,7 +146,7 @@ def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
 def _depthwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     plan, taps, _ = plan_depthwise(call, *arguments)
-    size, zeros = (taps.filters, *taps.size), _zeros(plan.filters, plan.compute)
+    size, zeros = (taps.filters, *taps.size), zeros_of(plan.filters, plan.compute)
     depthwise = call.module("depthwise")
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
@@ -212,8 +218,8 @@ def plan_pointwise(
     call: Call, weight: Any, bias: Any, activation: Any, precision: Any
 ) -> tuple[PointwisePlan, Array, Array]:
     """Check the arguments of ``pointwise_conv2d``; return the plan, the weights and the bias."""
-    matrix, weights = _pointwise_weight("weight", weight, call.dtype)
-    plan = _planned(
+    matrix, weights = matrix_of("weight", weight, call.dtype)
+    plan = planned(
         planner.pointwise,
         call.shape,
         call.dtype,
@@ -223,7 +229,7 @@ def plan_pointwise(
         activation=activation,
         precision=precision,
     )
-    return plan, matrix, _bias("bias", bias, plan.outputs, plan.compute)
+    return plan, matrix, bias_of("bias", bias, plan.outputs, plan.compute)
 
 
 def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
@@ -232,10 +238,10 @@ def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     def work(part: PointwisePlan, image: Any, result: Any, more: dict[str, Any]) -> None:
         call.module("pointwise").run_pointwise(
             part,
-            _joined(image, plan.layout),
-            _cast(matrix, plan.compute),
+            joined(image, plan.layout),
+            cast(matrix, plan.compute),
             bias,
-            _joined(result, plan.layout),
+            joined(result, plan.layout),
             **more,
         )
 
@@ -245,7 +251,7 @@ def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
 def _pointwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     plan, _, _ = plan_pointwise(call, *arguments)
-    pointwise, zeros = call.module("pointwise"), _zeros(plan.outputs, plan.compute)
+    pointwise, zeros = call.module("pointwise"), zeros_of(plan.outputs, plan.compute)
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         weight, bias = weights
@@ -375,9 +381,9 @@ def plan_separable(
             "x: int8 arrived, whose int32 intermediate would have to be scaled; call "
             "depthwise_conv2d, requantise, and call pointwise_conv2d"
         )
-    taps = _depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
-    matrix, weights = _pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
-    first = _planned(
+    taps = taps_of("depthwise_weight", depthwise_weight, call.dtype)
+    matrix, weights = matrix_of("pointwise_weight", pointwise_weight, call.dtype)
+    first = planned(
         planner.depthwise,
         call.shape,
         call.dtype,
@@ -396,7 +402,7 @@ def plan_separable(
     middle = (first.batch, first.filters, first.y.out, first.x.out)
     if first.layout == "NHWC":
         middle = middle[0], middle[2], middle[3], middle[1]
-    second = _planned(
+    second = planned(
         planner.pointwise,
         middle,
         call.dtype,
@@ -408,8 +414,8 @@ def plan_separable(
         argument="pointwise_weight",
     )
     biases = (
-        _bias("depthwise_bias", depthwise_bias, first.filters, first.compute),
-        _bias("pointwise_bias", pointwise_bias, second.outputs, second.compute),
+        bias_of("depthwise_bias", depthwise_bias, first.filters, first.compute),
+        bias_of("pointwise_bias", pointwise_bias, second.outputs, second.compute),
     )
     return Both(first, second, taps, matrix, biases, None if fuse is None else bool(fuse))
 
@@ -417,7 +423,7 @@ def plan_separable(
 def _separable(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     both = plan_separable(call, *arguments)
     first, second = both.first, both.second
-    matrix = _cast(both.matrix, second.compute)
+    matrix = cast(both.matrix, second.compute)
 
     def work(part: FusedPlan, image: Any, result: Any, more: dict[str, Any]) -> None:
         _run_separable(call, part, both.taps, matrix, both.biases, image, result, more)
@@ -425,24 +431,6 @@ def _separable(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     plan = planner.separable(first, second, both.fuse, call.backend)
     size = first.y.out, first.x.out
     return call.compute(plan, second.outputs, size, second.output, work)
-
-
-def _planned(make: Any, *seen: Any, **options: Any) -> Any:
-    """Return a plan, from the cache where there is one: to make it costs as much as a small image.
-
-    The options' types are part of the key: 1, 1.0 and True are equal, and not equally right.
-    """
-    values = tuple(options.values())
-    try:
-        return _kept(make, seen, tuple(options), values, checks.types(values))
-    except TypeError:
-        # Something without a hash: a list, or an option that the checks refuse.
-        return make(*seen, **options)
-
-
-@lru_cache(maxsize=1024)
-def _kept(make: Any, seen: Any, names: Any, values: Any, kinds: Any) -> Any:
-    return make(*seen, **dict(zip(names, values, strict=True)))
 
 
 def _run_separable(
@@ -465,7 +453,7 @@ def _run_separable(
             biases[0],
             matrix,
             biases[1],
-            _joined(result, first.layout),
+            joined(result, first.layout),
             **more,
         )
         return
@@ -497,7 +485,7 @@ def _separable_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     plan = planner.separable(both.first, both.second, both.fuse, call.backend)
     compute = plan.pointwise.compute
     size = (both.taps.filters, *both.taps.size)
-    zeros = _zeros(both.first.filters, compute), _zeros(both.second.outputs, compute)
+    zeros = zeros_of(both.first.filters, compute), zeros_of(both.second.outputs, compute)
     del both
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
@@ -506,154 +494,3 @@ def _separable_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
         _on_cpu(call, plan, x, taps.reshape(size), matrix, biases, result)
 
     return work, compute
-
-
-def _joined(array: Any, layout: str) -> Any:
-    """Return a view whose rows and columns are one axis of pixels."""
-    n, a, b, c = array.shape
-    return array.reshape((n, a, b * c) if layout == "NCHW" else (n, a * b, c))
-
-
-class Taps:
-    """Depthwise weights: dense (filters, kh, kw), or the factors of each filter."""
-
-    def __init__(self, dense: Array | None, columns: Array | None, rows: Array | None) -> None:
-        self.dense, self.columns, self.rows = dense, columns, rows
-        if dense is not None:
-            self.filters, self.size, self.rank = len(dense), dense.shape[1:], 0
-        else:
-            assert columns is not None
-            assert rows is not None
-            self.filters, self.rank, high = columns.shape
-            self.size = high, rows.shape[2]
-
-    def of(self, compute: str) -> Any:
-        """Return what the kernels take."""
-        if self.dense is not None:
-            return _cast(self.dense, compute)
-        assert self.columns is not None
-        assert self.rows is not None
-        return _cast(self.columns, compute), _cast(self.rows, compute)
-
-
-def _cast(values: Array, compute: str) -> Array:
-    return np.ascontiguousarray(values, compute)
-
-
-def _adopted(argument: str, value: Any, dtype: str) -> Array:
-    """Return weights or a bias whose dtype suits the image's."""
-    if isinstance(value, (list, tuple)):
-        try:
-            value = np.asarray(value, np.float64 if dtype != "int8" else None)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"{argument}: a {type(value).__name__} arrived that is no array of numbers, or a "
-                "ragged one; pass an array of one shape"
-            ) from None
-    devices.refuse(argument, value, "; pass it as a host array, which is kept on the device")
-    array, _ = arrays.adopt(argument, value)
-    name = checks.dtype(argument, array.dtype)
-    if dtype == "int8":
-        allowed = ("int8", "int32") if "bias" in argument else ("int8",)
-        if name not in allowed:
-            raise TypeError(
-                f"{argument}: dtype {name} arrived and x is int8; pass {' or '.join(allowed)}, or "
-                "convert x to float32"
-            )
-    elif name.startswith("complex"):
-        raise TypeError(f"{argument}: dtype {name} arrived; pass real numbers")
-    return array
-
-
-def _depthwise_weight(argument: str, weight: Any, dtype: str) -> Taps:
-    stack = isinstance(weight, (list, tuple)) and len(weight) > 0
-    if stack and all(isinstance(one, SeparableKernel) for one in weight):
-        sizes = {one.shape[-2:] for one in weight}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"{argument}: kernels of shapes {', '.join(map(str, sorted(sizes)))} arrived; pass "
-                "kernels of one size"
-            )
-        ranks = max((len(one.columns) for one in weight if one.columns.ndim == 2), default=0)
-        sides = [
-            np.stack([_padded(argument, getattr(one, side), ranks) for one in weight])
-            for side in ("columns", "rows")
-        ]
-        return _factors(argument, sides[0], sides[1], dtype)
-    if isinstance(weight, SeparableKernel):
-        return _factors(argument, weight.columns, weight.rows, dtype)
-    array = _adopted(argument, weight, dtype)
-    if array.ndim == 4 and array.shape[1] == 1:
-        array = array[:, 0]
-    elif array.ndim != 3:
-        raise ValueError(
-            f"{argument}: shape {array.shape} arrived; pass (C * M, 1, kh, kw), (C, kh, kw), or "
-            "SeparableKernels"
-        )
-    return Taps(array, None, None)
-
-
-def _padded(argument: str, taps: Array, rank: int) -> Array:
-    """Return one filter's taps with terms of zeros up to a rank."""
-    if taps.ndim != 2:
-        raise ValueError(
-            f"{argument}: a sequence with a stack of kernels of shape {taps.shape[:-2]} arrived; "
-            "pass the stack itself, or single ones"
-        )
-    return np.pad(taps, ((0, rank - len(taps)), (0, 0)))
-
-
-def _factors(argument: str, columns: Array, rows: Array, dtype: str) -> Taps:
-    if columns.ndim == 4 and columns.shape[1] == 1:
-        columns, rows = columns[:, 0], rows[:, 0]
-    if columns.ndim != 3:
-        raise ValueError(
-            f"{argument}: kernels of shape {columns.shape[:-2]} arrived; pass a stack (C * M,) or "
-            "(C * M, 1), as factorise makes of such weights"
-        )
-    if columns.dtype.kind == "c":
-        raise TypeError(f"{argument}: complex factors arrived; pass real ones")
-    if dtype == "int8":
-        if columns.dtype.kind != "i":
-            raise TypeError(
-                f"{argument}: {columns.dtype} factors arrived and x is int8; pass integer ones "
-                "(factorise of an integer kernel), or convert x to float32"
-            )
-        # Sums modulo 2**32 are exact when the whole sum fits; factors are taken modulo it too.
-        gain = np.einsum("fri,frj->f", np.abs(columns).astype(object), np.abs(rows).astype(object))
-        if max(gain, default=0) * 128 >= 2**31:
-            raise ValueError(f"{argument}: the sums of int8 values could exceed int32; use float32")
-    if columns.shape[1] == 0:
-        # Zero kernels: one term of zeros.
-        columns = np.zeros((len(columns), 1, columns.shape[2]), columns.dtype)
-        rows = np.zeros((len(rows), 1, rows.shape[2]), rows.dtype)
-    return Taps(None, columns, rows)
-
-
-def _pointwise_weight(argument: str, weight: Any, dtype: str) -> tuple[Array, str]:
-    """Return the matrix (Cout, C) and its dtype's name."""
-    array = _adopted(argument, weight, dtype)
-    if array.ndim == 4 and array.shape[2:] == (1, 1):
-        array = array[:, :, 0, 0]
-    elif array.ndim != 2:
-        raise ValueError(
-            f"{argument}: shape {array.shape} arrived; pass (Cout, C) or (Cout, C, 1, 1)"
-        )
-    return array, checks.dtype(argument, array.dtype)
-
-
-@lru_cache(maxsize=64)
-def _zeros(count: int, compute: str) -> Array:
-    zeros = np.zeros(count, compute)
-    zeros.flags.writeable = False
-    return zeros
-
-
-def _bias(argument: str, bias: Any, count: int, compute: str) -> Array:
-    """Return a bias in the compute dtype, zeros for None."""
-    if bias is None:
-        return _zeros(count, compute)
-    array = _adopted(argument, bias, "int8" if compute == "int32" else compute)
-    if array.shape != (count,):
-        raise ValueError(f"{argument}: shape {array.shape} arrived; pass ({count},)")
-    return _cast(array, compute)

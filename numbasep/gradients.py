@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numbasep import channelwise, devices, nvtx, repeats
-from numbasep.calls import LAST, Call, DeviceCall, HostCall
-from numbasep.channelwise import Taps, _depthwise_weight, _joined, _planned, _pointwise_weight
+from numbasep.calls import LAST, Call, DeviceCall, HostCall, planned
+from numbasep.layer_weights import Taps, joined, matrix_of, taps_of
 from numbasep.plan import channelwise as planner
 from numbasep.plan import checks
 from numbasep.plan.channelwise import DepthwisePlan, PointwisePlan
@@ -96,7 +96,7 @@ def _plan_input(
     padding_mode: Any,
 ) -> tuple[DepthwisePlan, Taps]:
     _check_float(call, "grad")
-    taps = _depthwise_weight("weight", weight, call.dtype)
+    taps = taps_of("weight", weight, call.dtype)
     if taps.dense is None:
         raise TypeError("weight: SeparableKernels arrived; pass their dense() kernels")
     if len(shape) != len(call.shape):
@@ -105,7 +105,7 @@ def _plan_input(
         )
     if call.turned:
         shape = tuple(shape[axis] for axis in LAST[len(shape)])
-    plan: DepthwisePlan = _planned(
+    plan: DepthwisePlan = planned(
         planner.depthwise,
         shape,
         call.dtype,
@@ -253,7 +253,7 @@ def _plan_weight(
         raise ValueError(
             f"grad: {filters} channels arrived and x has {channels}; pass a multiple of them"
         )
-    plan: DepthwisePlan = _planned(
+    plan: DepthwisePlan = planned(
         planner.depthwise,
         call.shape,
         call.dtype,
@@ -324,7 +324,7 @@ def pointwise_input_gradient(
     ValueError, TypeError
         An argument is wrong; the message names it. Nothing is computed, ``out`` is untouched.
     """
-    matrix, _ = _pointwise_weight("weight", weight, "float32")
+    matrix, _ = matrix_of("weight", weight, "float32")
     return channelwise.pointwise_conv2d(
         grad, _transposed(matrix, backend), layout=layout, precision=precision, out=out,
         backend=backend, stream=stream,
@@ -391,7 +391,7 @@ def _plan_matrix(call: Call, grad: Any, precision: Any) -> PointwisePlan:
     _check_float(call, "x")
     shape = _seen(call, "grad", grad)
     outputs, channels = (one[-3 if call.layout == "NCHW" else -1] for one in (shape, call.shape))
-    plan: PointwisePlan = _planned(
+    plan: PointwisePlan = planned(
         planner.pointwise, call.shape, call.dtype, (outputs, channels), call.dtype,
         layout=call.layout, precision=precision, argument="grad",
     )  # fmt: skip
@@ -405,8 +405,8 @@ def _matrix_gradient(call: HostCall | DeviceCall, grad: Any, precision: Any) -> 
     result = call.place_whole((plan.outputs, plan.channels), plan.output)
     call.module("pointwise_gradient").run_weight_gradient(
         plan,
-        _joined(call.image(), plan.layout),
-        _joined(given, plan.layout),
+        joined(call.image(), plan.layout),
+        joined(given, plan.layout),
         result,
         **call.more,
     )
@@ -419,7 +419,7 @@ def _matrix_gradient_again(call: Call, *arguments: Any) -> tuple[repeats.Work, s
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         x, grad = (
-            _joined(one if call.batched else one[None], plan.layout) for one in (x, weights[0])
+            joined(one if call.batched else one[None], plan.layout) for one in (x, weights[0])
         )
         gradient.run_weight_gradient(plan, x, grad, result)
 
@@ -466,7 +466,7 @@ def bias_gradient(
 def _plan_bias(call: Call) -> DepthwisePlan:
     _check_float(call, "grad")
     channels = call.shape[-3 if call.layout == "NCHW" else -1]
-    plan: DepthwisePlan = _planned(
+    plan: DepthwisePlan = planned(
         planner.depthwise, call.shape, call.dtype, channels, (1, 1), 0, layout=call.layout
     )
     return plan

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numbasep import layer_weights
 from numbasep.boundary import FILL, NAMES, map_index
 from numbasep.calls import host_backend
 from numbasep.factorise import SeparableKernel
@@ -355,13 +356,13 @@ def depthwise_conv2d(
     from numbasep import channelwise
 
     call = _Channelwise(x, out, layout, backend, stream)
-    taps = channelwise._depthwise_weight("weight", weight, call.dtype)
+    taps = layer_weights.taps_of("weight", weight, call.dtype)
     plan = channelwise_planner.depthwise(
         call.shape, call.dtype, taps.filters, taps.size, taps.rank, layout=call.layout,
         activation=activation, **geometry,
     )  # fmt: skip
     if bias is not None:
-        bias = channelwise._bias("bias", bias, plan.filters, plan.compute)
+        bias = layer_weights.bias_of("bias", bias, plan.filters, plan.compute)
     weights, m = _weights(taps), plan.multiplier
     chunks = x.chunks[call.channel]
     starts = [0, *itertools.accumulate(chunks)]
@@ -398,13 +399,13 @@ def pointwise_conv2d(
     from numbasep import channelwise
 
     call = _Channelwise(x, out, layout, backend, stream)
-    matrix, name = channelwise._pointwise_weight("weight", weight, call.dtype)
+    matrix, name = layer_weights.matrix_of("weight", weight, call.dtype)
     plan = channelwise_planner.pointwise(
         call.shape, call.dtype, matrix.shape, name, layout=call.layout, activation=activation,
         precision=precision,
     )  # fmt: skip
     if bias is not None:
-        bias = channelwise._bias("bias", bias, plan.outputs, plan.compute)
+        bias = layer_weights.bias_of("bias", bias, plan.outputs, plan.compute)
     same = {
         "weight": matrix, "bias": bias, "activation": activation, "precision": precision,
         **call.more,
@@ -432,8 +433,8 @@ def depthwise_separable_conv2d(
         return channelwise.depthwise_separable_conv2d(
             np.empty(call.shape[-3:], call.dtype), depthwise_weight, pointwise_weight, fuse=fuse
         )
-    taps = channelwise._depthwise_weight("depthwise_weight", depthwise_weight, call.dtype)
-    matrix, name = channelwise._pointwise_weight("pointwise_weight", pointwise_weight, call.dtype)
+    taps = layer_weights.taps_of("depthwise_weight", depthwise_weight, call.dtype)
+    matrix, name = layer_weights.matrix_of("pointwise_weight", pointwise_weight, call.dtype)
     first = channelwise_planner.depthwise(
         call.shape, call.dtype, taps.filters, taps.size, taps.rank, layout=call.layout,
         activation=depthwise_activation, argument="depthwise_weight",
@@ -451,7 +452,7 @@ def depthwise_separable_conv2d(
         first, second, None if fuse is None else bool(fuse), call.backend
     )
     biases = [
-        None if bias is None else channelwise._bias(argument, bias, count, first.compute)
+        None if bias is None else layer_weights.bias_of(argument, bias, count, first.compute)
         for argument, bias, count in (
             ("depthwise_bias", depthwise_bias, first.filters),
             ("pointwise_bias", pointwise_bias, second.outputs),

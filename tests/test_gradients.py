@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from numbasep import depthwise_conv2d, gradients
+from numbasep import depthwise_conv2d, gradients, repeats
 from numbasep.plan import channelwise as planner
 from tests import oracle
 from tests.conftest import examples
@@ -304,6 +304,59 @@ def test_bits_do_not_depend_on_threads(layout: str) -> None:
         assert several == [results()] * 3
     finally:
         numba.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_repeated_calls(
+    layout: str, batched: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of a call does for other elements what was found out for the first."""
+    rng = np.random.default_rng(8)
+    entries: list[Any] = []
+    put = repeats._known.put
+    monkeypatch.setattr(repeats._known, "put", lambda *one: (entries.append(one), put(*one)))
+
+    def drawn(*shape: int) -> Array:
+        shape = shape if layout == "NCHW" else (*shape[:-3], *shape[-2:], shape[-3])
+        return rng.standard_normal(shape if batched else shape[1:]).astype(dtype)
+
+    more: dict[str, Any] = {"layout": layout}
+    options: dict[str, Any] = {"stride": 2, "padding": 1, "padding_mode": "reflect", **more}
+    images = [(drawn(2, 6, 12, 11), drawn(2, 6, 6, 6), drawn(2, 4, 6, 6)) for _ in range(3)]
+    weights = [rng.standard_normal((6, 1, 3, 3)).astype(dtype) for _ in range(3)]
+
+    def results(i: int, out: bool = False) -> list[Array]:
+        (x, grad, mixed), weight = images[i], weights[i]
+        calls: list[Callable[..., Array]] = [
+            lambda **o: gradients.depthwise_input_gradient(grad, weight, x.shape, **options, **o),
+            lambda **o: gradients.depthwise_weight_gradient(x, grad, (3, 3), **options, **o),
+            lambda **o: gradients.pointwise_weight_gradient(grad, mixed, **more, **o),
+            lambda **o: gradients.bias_gradient(grad, **more, **o),
+        ]
+        made = [call() for call in calls]
+        if out:
+            for call, one in zip(calls, made, strict=True):
+                place = np.full_like(one, np.nan)
+                assert call(out=place) is place
+                assert place.tobytes() == one.tobytes()
+        return made
+
+    repeats._known._entries.clear()
+    results(0)
+    assert len(entries) == 4
+    again = results(1, out=True)
+    assert len(entries) == 8
+    repeats._known._entries.clear()
+    for one, alone in zip(again, results(1), strict=True):
+        assert one.tobytes() == alone.tobytes()
+    # A result in the memory of what it is made of is no known call.
+    x = images[2][0]
+    expected = gradients.depthwise_input_gradient(x, weights[2], x.shape, padding=1, **more)
+    place = x.copy()
+    gradients.depthwise_input_gradient(place, weights[2], x.shape, padding=1, out=place, **more)
+    assert place.tobytes() == expected.tobytes()
 
 
 def test_the_adjoint_identity() -> None:
