@@ -27,6 +27,7 @@ from numbasep.cpu.channels import (
     packer,
     rounded,
 )
+from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
 from numbasep.cpu.turning import turned_weight, turner
 from numbasep.plan import cpu_tiles
@@ -65,9 +66,9 @@ ROUND = 8 * ROWS
 (
     IMAGE, OUT, WEIGHT, BIAS,
     C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PACKED_AT, PANEL, PACK,
-    MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR, TURN,
-) = range(25)  # fmt: skip
-NUMBERS = 25
+    MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR, TURN, IMAGES, LEFT, LEFT_AT, BESIDE,
+) = range(29)  # fmt: skip
+NUMBERS = 29
 PER_CALL = 4
 
 
@@ -205,6 +206,37 @@ def mix_planes(
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def mix_left(q: Array, scratch: int, group: int, first: int, last: int) -> None:
+    """Output channels first to last of the last pixels of some images, side by side; NCHW."""
+    wide, left, lanes = q[WIDE], q[LEFT], simd.VECTOR // q[WIDE]
+    images = lanes // left
+    start = group * images
+    count = min(images, q[IMAGES] - start)
+    plane, panel, result = q[PIXELS] * wide, scratch + q[LEFT_AT], scratch
+    whole = plane - left * wide
+    for c in range(q[C]):
+        for i in range(count):
+            src = q[IMAGE] + ((start + i) * q[C] + c) * plane + whole
+            to = panel + c * simd.VECTOR + i * left * wide
+            for k in range(left):
+                move(src + k * wide, to + k * wide, wide)
+        for k in range(count * left, lanes):
+            move(panel + c * simd.VECTOR, panel + c * simd.VECTOR + k * wide, wide)
+    for o in range(first, last, ROUND):
+        rows = min(ROUND, last - o)
+        atomics.call8(
+            q[MIX], q[BESIDE], q[WEIGHT] + o * q[C] * wide, panel, LOOSE, result,
+            q[BIAS] + o * wide, rows, lanes,
+        )  # fmt: skip
+        for r in range(rows):
+            for i in range(count):
+                src = result + r * simd.VECTOR + i * left * wide
+                to = q[OUT] + ((start + i) * q[COUT] + o + r) * plane + whole
+                for k in range(left):
+                    move(src + k * wide, to + k * wide, wide)
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_pixels(
     q: Array, scratch: int, pixels: int, weights: int, out: int, count: int, first: int, last: int
 ) -> None:
@@ -250,8 +282,10 @@ def work(numbers: int, queued: int, own: int, scratch: int) -> None:
         first = share * q[SHARE]
         last = min(first + q[SHARE], q[COUT])
         start = tile * q[TILE]
-        n = min(q[TILE], q[PIXELS] - start)
-        if q[PLANAR]:
+        n = min(q[TILE], q[PIXELS] - q[LEFT] - start)
+        if q[PLANAR] and rest >= q[IMAGES] * q[TILES]:
+            mix_left(q, scratch, rest - q[IMAGES] * q[TILES], first, last)
+        elif q[PLANAR]:
             src = q[IMAGE] + (image * q[C] * q[PIXELS] + start) * q[SIZE]
             if q[PACK] != 0:
                 if rest != held:
@@ -316,6 +350,23 @@ def _split(size: int, unit: int, most: int) -> set[int]:
     return {rounded(-(-size // count), unit) for count in range(1, most + 1)}
 
 
+def left_over(plan: PointwisePlan) -> int:
+    """Return the last pixels of an image that are taken together with those of others: NCHW.
+
+    A vector of few pixels takes as long as one of many.
+    """
+    left = plan.pixels % blocks.lanes_of(plan.compute)
+    together = (
+        plan.layout == "NCHW"
+        and plan.batch > 1
+        and plan.storage == plan.compute == plan.output
+        and plan.activation not in ACTIVATED
+        and plan.outputs >= ROWS
+        and left < plan.pixels
+    )
+    return left if together and 2 * left <= blocks.lanes_of(plan.compute) else 0
+
+
 def _cost(rows: int, columns: int, channels: int, lanes: int, again: bool) -> int:
     """Return what a product costs; again: whether the last columns can be taken again."""
     full, rest = divmod(columns, VECTORS * lanes)
@@ -339,7 +390,9 @@ def choose(plan: PointwisePlan, threads: int) -> Tile:
     if plan.batch * plan.pixels * plan.channels * plan.outputs < 2 * cpu_tiles.ALONE:
         threads = 1
     planar = plan.layout == "NCHW"
-    images, whole = (plan.batch, plan.pixels) if planar else (1, plan.batch * plan.pixels)
+    images, whole = 1, plan.batch * plan.pixels
+    if planar:
+        images, whole = plan.batch, plan.pixels - left_over(plan)
     unit, least = (block, ROWS) if planar else (ROWS, block)
     # Of NHWC a tile's pixels stay in L2 while the outputs go by; of NCHW what is converted does.
     converts = plan.storage != plan.compute
@@ -383,41 +436,50 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     block = VECTORS * blocks.lanes_of(plan.compute)
     finishing = plan.output != plan.compute or plan.activation in ACTIVATED
     packs = plan.storage != plan.compute
-    whole = plan.pixels if planar else plan.batch * plan.pixels
+    # A caller who has the planes has them of one image.
+    left = 0 if pitch else left_over(plan)
+    whole = plan.pixels - left if planar else plan.batch * plan.pixels
     bounds = bounds_of(plan.compute, plan.activation)
     row = plan.channels * wide
     # An odd number of lines between rows.
     line = (-(-tile.pixels * wide // 64) | 1) * 64
     between = pitch or (line if packs else plan.pixels * wide)
     columns = block * max(1, min(PACKED // block, PACKED_BYTES // (block * row)))
-    geometry = np.zeros((2, GEOMETRY_SIZE), np.int64)
+    geometry = np.zeros((3, GEOMETRY_SIZE), np.int64)
     geometry[0] = (
         row, wide, between if planar else block * wide,
         (plan.pixels if planar else plan.outputs) * wide, plan.channels, address(bounds), columns,
     )  # fmt: skip
     geometry[1] = geometry[0]
     geometry[1, C_ROW] = line if planar else block * wide
+    geometry[2] = geometry[0]
+    geometry[2, B_STEP] = geometry[2, C_ROW] = simd.VECTOR
     tiles, shares = -(-whole // tile.pixels), -(-plan.outputs // tile.share)
     # The parts of the scratch memory: what is to be finished, a packed block, converted pixels.
-    result = ROUND * int(geometry[1, C_ROW]) if finishing else 0
+    result = ROUND * int(geometry[1, C_ROW]) if finishing else ROUND * simd.VECTOR if left else 0
     packed = columns * row if planar else rounded(tile.share, block) * row * tile.turns
     panel = (plan.channels * line if planar else tile.pixels * row) if packs else 0
-    starts = np.cumsum([rounded(part, 64) for part in (result, packed, panel)])
+    beside = plan.channels * simd.VECTOR if left else 0
+    starts = np.cumsum([rounded(part, 64) for part in (result, packed, panel, beside)])
     numbers = np.zeros(NUMBERS, np.int64)
     numbers[PER_CALL:] = (
-        plan.channels, plan.outputs, whole, simd.itemsize(plan.storage), wide, narrow, tile.pixels,
-        tiles, tile.share, shares, line, starts[0], starts[1],
+        plan.channels, plan.outputs, whole + left, simd.itemsize(plan.storage), wide, narrow,
+        tile.pixels, tiles, tile.share, shares, line, starts[0], starts[1],
         packer(plan.storage, plan.compute).address if packs else 0,
         mixer(plan.compute, 1 if planar else 2).address,
         finisher(plan.compute, plan.output, ACTIVATED.get(plan.activation, 0)).address
         if finishing
         else 0,
-        *(address(one) for one in geometry), block, planar,
+        *(address(one) for one in geometry[:2]), block, planar,
         turner(plan.compute).address if tile.turns else 0,
+        plan.batch, left, starts[2], address(geometry[2]),
     )  # fmt: skip
     items = (plan.batch if planar else 1) * tiles * shares
+    if left:
+        images = simd.VECTOR // wide // left
+        items += -(-plan.batch // images) * shares
     # A vector is converted beyond the last pixel.
-    scratch = int(starts[2]) + 4 * simd.VECTOR
+    scratch = int(starts[3]) + 4 * simd.VECTOR
     return Prepared(numbers, items, scratch, tile.threads, (bounds, geometry))
 
 
