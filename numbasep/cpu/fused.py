@@ -126,7 +126,10 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
         # A plane's bands of few rows cost more than what an uneven end does.
         share = -(-total // threads)
     band = min(band, max(share, planes.ROWS), first.y.out)
-    bands = -(-first.y.out // band)
+    bands, least = -(-first.y.out // band), depthwise.least_rows(first)
+    # The last band has the fewest rows; with too few it would be packed.
+    while bands > 1 and first.y.out - (bands - 1) * -(-first.y.out // bands) < least:
+        bands -= 1
     return Tile(-(-first.y.out // bands), threads)
 
 
