@@ -119,7 +119,12 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
     """Return the tile for a plan."""
     first = plan.depthwise
     wide = np.dtype(first.compute).itemsize
-    band = max(1, cpu_tiles.L2_BYTES // (first.filters * first.x.out * wide))
+    room = cpu_tiles.L2_BYTES
+    if first.layout == "NCHW" and first.batch >= 2 * threads:
+        # Whole planes are read at the speed of memory; parts of many planes are not, which costs
+        # more than a panel that leaves L2.
+        room *= 4
+    band = max(1, room // (first.filters * first.x.out * wide))
     total = first.batch * first.y.out
     share = -(-total // (2 * threads))
     if first.layout == "NCHW" and share < 3 * planes.ROWS:
