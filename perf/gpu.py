@@ -162,7 +162,7 @@ def _separable_reference(
         around = taps - 1 - (taps - 1) // 2, (taps - 1) // 2
         indices = np.arange(values.shape[axis])
         # The mode is a word of the call's, not a literal.
-        places = np.pad(indices, around, mode=border)  # type: ignore[call-overload]
+        places = np.pad(indices, around, mode=border)  # type: ignore[call-overload]  # a str
         return values.index_select(axis, torch.from_numpy(places).to(DEVICE))
 
     total = torch.zeros_like(image)

@@ -67,7 +67,7 @@ def call_of(case: Case, backend: str) -> tuple[Callable[[], Any], Callable[[], N
     """Return numbasep's call on a case, and what waits for the device."""
     if backend == "cpu":
         contender = contenders.numbasep_alone(case, "cpu")
-        wait: Callable[[], None] = lambda: None  # noqa: E731
+        wait: Callable[[], None] = lambda: None  # noqa: E731 (typed)
     else:
         from perf import gpu, gpu_contenders
 

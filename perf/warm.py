@@ -55,7 +55,7 @@ def calls(case: Case) -> Iterator[Callable[[], Any]]:
 def _layer_calls(case: Channelwise, tensor: Callable[..., Any]) -> Iterator[Callable[[], Any]]:
     shapes = case.shape, case.out_shape
     if case.layout == "NHWC":
-        shapes = tuple((n, height, width, c) for n, c, height, width in shapes)  # type: ignore[assignment]
+        shapes = tuple((n, height, width, c) for n, c, height, width in shapes)  # type: ignore[assignment]  # two now
     image, out = tensor(shapes[0], 1), tensor(shapes[1], 2)
     taps = np.ones((case.shape[1], 1, *case.kernel), case.dtype)
     mix = np.ones((case.out_channels, case.shape[1], 1, 1), case.dtype)
@@ -77,12 +77,12 @@ def pretended(*, compiles: bool = False) -> Iterator[None]:
     def empty(self: Any, shape: tuple[int, ...], dtype: str, *more: Any) -> Any:
         return launch_cost.TorchTensor(shape, dtype, 3 << 40)
 
-    devices.Torch.empty = empty  # type: ignore[method-assign]
+    devices.Torch.empty = empty  # type: ignore[method-assign]  # for a while
     try:
         with launch_cost.stand_ins(compiles=compiles):
             yield
     finally:
-        devices.Torch.empty = kept  # type: ignore[method-assign]
+        devices.Torch.empty = kept  # type: ignore[method-assign]  # back
 
 
 def distinct(found: list[Case]) -> tuple[list[Case], int]:
@@ -97,7 +97,7 @@ def distinct(found: list[Case]) -> tuple[list[Case], int]:
 
     chosen = []
     with pretended():
-        launch.Kernel._compile = noted  # type: ignore[method-assign]
+        launch.Kernel._compile = noted  # type: ignore[method-assign]  # this process only compiles
         for case in found:
             before = len(needed)
             for call in calls(case):

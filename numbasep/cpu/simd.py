@@ -364,4 +364,4 @@ def as_bytes(context: Any, address: Any) -> Any:
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         return b.inttoptr(args[0], I8.as_pointer())
 
-    return types.CPointer(types.uint8)(types.int64), generate  # type: ignore[attr-defined]
+    return types.CPointer(types.uint8)(types.int64), generate  # type: ignore[attr-defined]  # as above
