@@ -238,7 +238,32 @@ def in_order(e: Emitter, value: Any) -> Any:
 window_whole = make_window(ROWS, VECTORS, masked=False)
 window_edge = make_window(ROWS, VECTORS, masked=True)
 window_tall = make_window(TALL, 1, masked=True)
-window_single = make_window(TALL, 1, masked=True, single=True) if simd.PERMUTES else window_tall
+window_single = make_window(TALL, 1, masked=True, single=True)
+
+if simd.PERMUTES:
+
+    @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    def window_last(
+        g: int, src: int, row: int, taps: int, bias: int, dst: int, pitch: int, n: int,
+        single: bool, compute: Any, spec: Any,
+    ) -> None:  # fmt: skip
+        """Filter the last vector of columns; single: there is no other, and it holds all."""
+        if single:
+            window_single(g, src, row, taps, bias, dst, pitch, 0, 0, n, 0, compute, spec)
+        else:
+            x = max(n - blocks.vector_lanes(compute), 0)
+            window_tall(g, src, row, taps, bias, dst, pitch, x, 0, n, 0, compute, spec)
+
+else:
+
+    @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    def window_last(
+        g: int, src: int, row: int, taps: int, bias: int, dst: int, pitch: int, n: int,
+        single: bool, compute: Any, spec: Any,
+    ) -> None:  # fmt: skip
+        """Filter the last vector of columns."""
+        x = max(n - blocks.vector_lanes(compute), 0)
+        window_tall(g, src, row, taps, bias, dst, pitch, x, 0, n, 0, compute, spec)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -305,16 +330,10 @@ def filter_windows(
                 while y < count:
                     y = min(y, count - TALL)
                     to = out + y * down * pitch
-                    if single:
-                        window_single(
-                            g, src, row + y * down, taps, bias, to, down * pitch, 0, 0, n, 0,
-                            compute, spec,
-                        )  # fmt: skip
-                    else:
-                        window_tall(
-                            g, src, row + y * step * down, taps, bias, to, down * pitch,
-                            max(n - lanes, 0), 0, n, 0, compute, spec,
-                        )  # fmt: skip
+                    window_last(
+                        g, src, row + y * step * down, taps, bias, to, down * pitch, n, single,
+                        compute, spec,
+                    )  # fmt: skip
                     y += TALL
         src += size
         taps += kh * kw * wide

@@ -329,9 +329,11 @@ def pointwise(
 
 # The fewest tiles that keep the machine busy: one for each thread, or multiprocessor.
 FEWEST_TILES = {"cuda": cuda_fused.MULTIPROCESSORS, "cpu": 2}
-# Bytes in which one tile of all channels must fit on the CPU: half of L2.
+# Bytes in which a tile of all channels must fit on the CPU, and the pointwise weights: half of L2.
 TILE_BYTES = 512 << 10
-# Pixels for each output channel up to which a CPU is faster in two passes.
+# Rows of the result that a thread takes at least.
+FEWEST_ROWS = 7
+# Pixels for each output channel up to which a CPU is faster in two passes; NHWC.
 CACHED_PIXELS = 4
 
 
@@ -353,10 +355,10 @@ def separable(
 
     Fusing pays when P pixels of all channels fit beside the machine's arithmetic, when they are
     enough that reading the pointwise weights again for each tile costs less than the intermediate
-    in memory, and when there are tiles for every processor; on a CPU only where the intermediate is
-    several times larger than the pointwise weights. On CUDA the weights of small layers
-    are not read again, and neither low-rank weights nor a window too large for shared memory are
-    fused, whatever ``fuse`` is.
+    in memory, and when there are tiles for every processor; on a CPU only where the pointwise
+    weights stay in a cache from tile to tile, and NHWC has several pixels for each output channel.
+    On CUDA the weights of small layers are not read again, and neither low-rank weights nor a
+    window too large for shared memory are fused, whatever ``fuse`` is.
     """
     if backend == "cuda":
         return _on_cuda(first, second, fuse)
@@ -364,10 +366,14 @@ def separable(
     pixels = second.batch * second.pixels
     most = TILE_BYTES // (c * ITEMSIZE[first.compute])
     least = _least(first, second)
-    tiles = pixels // max(least, 1)
+    tiles = min(pixels // max(least, 1), first.batch * first.y.out // FEWEST_ROWS)
+    weights = c * second.outputs * ITEMSIZE[first.compute]
     if fuse is not None:
         fused, why = fuse, f"fuse={fuse} was asked for"
-    elif pixels < CACHED_PIXELS * second.outputs:
+    elif weights > TILE_BYTES:
+        fused = False
+        why = f"two passes: the pointwise weights, {weights:,} bytes, leave the cache between tiles"
+    elif first.layout == "NHWC" and pixels < CACHED_PIXELS * second.outputs:
         fused = False
         why = (
             f"two passes: {pixels} pixels of {c} channels stay in the caches, and two passes read "
@@ -381,7 +387,7 @@ def separable(
         )
     elif tiles < FEWEST_TILES["cpu"]:
         fused = False
-        why = f"two passes: {tiles} tiles of {least} pixels leave processors idle"
+        why = f"two passes: {tiles} tiles leave processors idle"
     else:
         fused = True
         why = f"one launch: {most} pixels of {c} channels fit in a tile, {least} pay"

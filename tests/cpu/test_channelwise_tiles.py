@@ -103,6 +103,29 @@ def test_pointwise_ends(
         assert (out == expected).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_last_pixels_of_several_images(dtype: str) -> None:
+    """Side by side in vectors: of all images, of whole vectors and one that is not full."""
+    found = set()
+    for batch, pixels, outputs in product((2, 5, 17, 33), (5, 9, 17, 18, 20, 24, 49), (8, 19, 70)):
+        shape, channels = (batch, 6, 1, pixels), 6
+        plan = planner.pointwise(shape, dtype, (outputs, channels), dtype, activation="relu")
+        rng = np.random.default_rng(batch * pixels)
+        image, weight, bias = (
+            rng.integers(-9, 9, size).astype(dtype)
+            for size in (shape, (outputs, channels), outputs)
+        )
+        expected = np.einsum("ncyx,oc->noyx", image, weight) + bias[:, None, None]
+        memory = np.full(expected.size + 64, np.nan, dtype)
+        out = memory[32:-32].reshape(expected.shape)
+        pointwise.run_pointwise(plan, image, weight, bias, out)
+        assert (out == np.maximum(expected, 0)).all()
+        assert np.isnan(memory[:32]).all()
+        assert np.isnan(memory[-32:]).all()
+        found.add(pointwise.left_over(plan) > 0)
+    assert found == {False, True}
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_fused_tiles(layout: str) -> None:
     shape = (2, 30, 17, 21) if layout == "NCHW" else (2, 17, 21, 30)
