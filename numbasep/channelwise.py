@@ -474,7 +474,8 @@ def _on_cpu(
         call.module("fused").run_fused(plan, image, filters, biases[0], matrix, biases[1], result)
         return
     first, second = plan.depthwise, plan.pointwise
-    middle = np.empty((first.batch, first.filters, first.y.out * first.x.out), image.dtype)
+    shape = first.batch, first.filters, first.y.out * first.x.out
+    middle = call.module("pool").between(shape, image.dtype)
     call.module("depthwise").run_depthwise(first, image, filters, biases[0], middle)
     call.module("pointwise").run_pointwise(second, middle, matrix, biases[1], result)
 

@@ -19,6 +19,7 @@ work goes to those (``Team``).
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -239,6 +240,21 @@ def _scratch(size: int) -> tuple[int, Array]:
         if size <= KEPT_BYTES:
             _local.memory = kept
     return kept
+
+
+def between(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return memory for what one run leaves to the next; this thread's next call gets the same.
+
+    New memory can take as long to be written for the first time as a layer takes.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    kept: Array | None = getattr(_local, "between", None)
+    if kept is None or kept.size < size:
+        kept = np.empty(size, np.uint8)
+        if size <= KEPT_BYTES:
+            _local.between = kept
+    memory: Array = kept[:size].view(dtype).reshape(shape)
+    return memory
 
 
 def _helpers(count: int) -> list[_Worker]:
