@@ -207,10 +207,15 @@ def choose(plan: DepthwisePlan, threads: int) -> Tile:
     return Tile(max(1, min(rows, max(share, planes.ROWS), plan.y.out)), group, threads)
 
 
+# Taps of the phases of 3 x 3 and 5 x 5 kernels with a stride of two: of their input gradients.
+PHASES = ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2))
+
+
 def specialised(plan: DepthwisePlan) -> int:
     """Return the number of the blocks for this kernel; 0 for those of any kernel."""
     kh, kw = plan.y.taps, plan.x.taps
-    if plan.rank or kh != kw or kh not in (3, 5, 7) or plan.compute == "float64":
+    square = kh == kw and kh in (3, 5, 7)
+    if plan.rank or plan.compute == "float64" or not (square or (kh, kw) in PHASES):
         return 0
     if plan.layout == "NHWC":
         if plan.x.dilation % plan.x.stride == 0:

@@ -8,6 +8,7 @@ tap; the partial sums of slices and lanes are added at the end.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -324,15 +325,18 @@ def _by_phases(
     """Write the gradient of a convolution with a stride: some images at a time, phase by phase."""
     wide = np.dtype(plan.compute).itemsize
     images = min(max(1, PHASES // (out[0].size * wide)), plan.batch)
-    parts = [
-        np.empty(
-            (images, plan.channels, one.axis.out, two.axis.out)
-            if plan.layout == "NCHW"
-            else (images, one.axis.out, two.axis.out, plan.channels),
-            plan.compute,
-        )
+    shapes = [
+        (images, plan.channels, one.axis.out, two.axis.out)
+        if plan.layout == "NCHW"
+        else (images, one.axis.out, two.axis.out, plan.channels)
         for one in down
         for two in across
+    ]
+    ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+    memory = pool.between((ends[-1],), plan.compute)
+    parts = [
+        memory[end - math.prod(shape) : end].reshape(shape)
+        for end, shape in zip(ends, shapes, strict=True)
     ]
     for start in range(0, plan.batch, images):
         count = min(images, plan.batch - start)

@@ -21,6 +21,9 @@ from numbasep.plan import cpu_tiles
 
 Array = NDArray[Any]
 
+zip_full = products.make_zip(masked=False)
+zip_edge = products.make_zip(masked=True)
+
 # Places of the numbers: addresses of the result and of the parts' addresses; rows and columns of
 # the result, elements of a pixel, phases down and across.
 OUT, PARTS, HEIGHT, WIDTH, INNER, DOWN, ACROSS = range(7)
@@ -48,12 +51,18 @@ def work(numbers: int, queued: int, own: int, compute: Any, output: Any, spec: A
                 second = parts[2 * a + 1] + line * (width // 2) * wide
                 while done + 2 * lanes <= width:
                     at = done // 2 * wide
-                    products.zip_two(first + at, second + at, to + done * size, compute, output)
+                    zip_full(first + at, second + at, to + done * size, 0, compute, output)
                     done += 2 * lanes
+                if done < width:
+                    at = done // 2 * wide
+                    zip_edge(
+                        first + at, second + at, to + done * size, width - done, compute, output
+                    )
+                continue
             for b in range(across):
                 columns = (width - b + across - 1) // across
                 src = parts[a * across + b] + line * columns * inner * wide
-                for i in range(done // across, columns):
+                for i in range(columns):
                     dst = to + (i * across + b) * inner * size
                     if inner == 1:
                         move_edge(src + i * wide, dst, 1, compute, compute, output, spec)

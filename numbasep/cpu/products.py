@@ -188,21 +188,34 @@ def total(context: Any, src: Any, vectors: Any, dst: Any, compute: Any) -> Any:
     return signature, generate
 
 
-@intrinsic
-def zip_two(context: Any, even: Any, odd: Any, dst: Any, compute: Any, output: Any) -> Any:
-    """Write a vector of even elements and one of odd ones as two vectors of neighbours."""
-    computed, out = simd.name_of(compute), simd.name_of(output)
-    signature = types.void(*[types.int64] * 3, compute, output)
+def make_zip(*, masked: bool) -> Any:
+    """Make what writes a vector of even elements and one of odd ones as two of neighbours.
 
-    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-        e = Emitter(b, computed, lanes_of(computed))
-        pair = [e.load(one, computed)[0] for one in args[:2]]
-        kind = ir.VectorType(ir.IntType(32), e.lanes)
-        for half in range(2):
-            start = half * e.lanes // 2
-            order = [start + i // 2 + i % 2 * e.lanes for i in range(e.lanes)]
-            value = b.shuffle_vector(*pair, ir.Constant(kind, order))
-            e.store([value], b.add(args[2], e.const(half * e.lanes * itemsize(out))), out)
-        return ctx.get_dummy_value()
+    masked: the first n elements of those.
+    """
 
-    return signature, generate
+    @intrinsic
+    def zipped(
+        context: Any, even: Any, odd: Any, dst: Any, n: Any, compute: Any, output: Any
+    ) -> Any:
+        computed, out = simd.name_of(compute), simd.name_of(output)
+        signature = types.void(*[types.int64] * 4, compute, output)
+
+        def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
+            e = Emitter(b, computed, lanes_of(computed))
+            pair = []
+            for half, place in enumerate(args[:2]):
+                count = b.ashr(b.sub(b.add(args[3], e.const(1)), e.const(half)), e.const(1))
+                pair.append(e.load(place, computed, e.mask(count, 0) if masked else None)[0])
+            kind = ir.VectorType(ir.IntType(32), e.lanes)
+            for half in range(2):
+                start = half * e.lanes // 2
+                order = [start + i // 2 + i % 2 * e.lanes for i in range(e.lanes)]
+                value = b.shuffle_vector(*pair, ir.Constant(kind, order))
+                where = b.add(args[2], e.const(half * e.lanes * itemsize(out)))
+                e.store([value], where, out, e.mask(args[3], half) if masked else None)
+            return ctx.get_dummy_value()
+
+        return signature, generate
+
+    return zipped
