@@ -215,7 +215,8 @@ def specialised(plan: DepthwisePlan) -> int:
     """Return the number of the blocks for this kernel; 0 for those of any kernel."""
     kh, kw = plan.y.taps, plan.x.taps
     square = kh == kw and kh in (3, 5, 7)
-    if plan.rank or plan.compute == "float64" or not (square or (kh, kw) in PHASES):
+    phase = (kh, kw) in PHASES and plan.y.stride == plan.x.stride == 1
+    if plan.rank or plan.compute == "float64" or not (square or phase):
         return 0
     if plan.layout == "NHWC":
         if plan.x.dilation % plan.x.stride == 0:

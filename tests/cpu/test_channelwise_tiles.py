@@ -9,10 +9,12 @@ import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import signal
 
-from numbasep.channelwise import depthwise_separable_conv2d, pointwise_conv2d
+from numbasep.channelwise import depthwise_conv2d, depthwise_separable_conv2d, pointwise_conv2d
 from numbasep.cpu import depthwise, fused, pointwise
 from numbasep.plan import channelwise as planner
+from tests import oracle
 
 Array = NDArray[Any]
 
@@ -52,6 +54,27 @@ def test_depthwise_tiles(
         depthwise.run_depthwise(plan, image, weight, bias, out, tile)
         expected = out if expected is None else expected
         assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("taps", depthwise.PHASES)
+def test_small_kernels(taps: tuple[int, int], dtype: str, layout: str) -> None:
+    """Those with blocks of their own without a stride, and the same with one, of whole numbers."""
+    rng = np.random.default_rng(3)
+    for size, stride, dilation in product(((7, 7), (30, 41)), (1, 2), (1, 2)):
+        image = rng.integers(-4, 5, (2, 18, *size)).astype(dtype)
+        weight = rng.integers(-4, 5, (18, 1, *taps)).astype(dtype)
+        x = image if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(image, 1, -1))
+        made = depthwise_conv2d(
+            x, weight, stride=stride, dilation=dilation, padding=1, layout=layout
+        )
+        made = made if layout == "NCHW" else np.moveaxis(made, -1, 1)
+        padded = np.pad(image.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        for n, c in np.ndindex(2, 18):
+            wide = oracle.dilate(weight[c, 0].astype(np.float64), (dilation, dilation))
+            expected = signal.correlate2d(padded[n, c], wide, "valid")[::stride, ::stride]
+            assert np.array_equal(made[n, c], expected)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
