@@ -13,9 +13,22 @@ from torch import Tensor
 from torch.autograd import forward_ad, profiler
 from torch.nn import Parameter
 
-# Whether something of torch's looks at each operator, and would miss one; all have no public names.
+# Whether something of torch's looks at each operator, and would miss one; and what torch dispatches
+# dense tensors in host memory by. All have no public names.
 _WATCHES: list[Callable[[], Any]] = []
+_PLAIN: set[int] = set()
+
+
+def _keys(tensor: Tensor) -> int:
+    """Return what torch dispatches a tensor by: zeros without memory, say, or one that stands for
+    a batch, look like any other."""
+    return int(torch._C._dispatch_keys(tensor).raw_repr())
+
+
 try:
+    _PLAIN.add(_keys(torch.ones(1)))
+    with torch.inference_mode():
+        _PLAIN.add(_keys(torch.ones(1)))
     _WATCHES = [
         torch._C._len_torch_dispatch_stack,
         torch._C._len_torch_function_stack,
@@ -39,7 +52,7 @@ def direct(arguments: tuple[Any, ...]) -> bool:
         return False
     for one in arguments:
         if isinstance(one, Tensor) and (
-            type(one) not in (Tensor, Parameter) or one.device.type != "cpu"
+            type(one) not in (Tensor, Parameter) or _keys(one) not in _PLAIN
         ):
             return False
     return not any(watches() for watches in _WATCHES)

@@ -144,6 +144,20 @@ def test_tensors_of_other_kinds_go_through_torch(went: list[bool]) -> None:
     assert went == [False]
 
 
+def test_tensors_that_only_look_plain_go_through_torch(went: list[bool]) -> None:
+    """Without memory, negative, or one for many: of a vectorised Jacobian's backward pass."""
+    nt.depthwise_conv2d(torch._efficientzerotensor((1, 2, 5, 5)), WEIGHT)
+    nt.depthwise_conv2d(torch._neg_view(X), WEIGHT)
+    assert went == [False] * 2
+    made = {
+        vectorize: torch.autograd.functional.jacobian(
+            lambda x: nt.depthwise_conv2d(x, WEIGHT), X, vectorize=vectorize
+        )
+        for vectorize in (False, True)
+    }
+    assert torch.equal(made[False], made[True])
+
+
 def test_wrong_use_is_refused_in_the_same_words() -> None:
     for weight, error in ((WEIGHT.double(), TypeError), (torch.ones(3, 1, 3, 3), ValueError)):
         with torch.no_grad(), pytest.raises(error) as at_once:
