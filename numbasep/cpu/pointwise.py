@@ -67,8 +67,9 @@ ROUND = 8 * ROWS
     IMAGE, OUT, WEIGHT, BIAS,
     C, COUT, PIXELS, SIZE, WIDE, NARROW, TILE, TILES, SHARE, SHARES, PITCH, PACKED_AT, PANEL, PACK,
     MIX, FINISH, GEOMETRY, TO_SCRATCH, BLOCK, PLANAR, TURN, IMAGES, LEFT, LEFT_AT, BESIDE,
-) = range(29)  # fmt: skip
-NUMBERS = 29
+    TOGETHER, UNIT,
+) = range(31)  # fmt: skip
+NUMBERS = 31
 PER_CALL = 4
 
 
@@ -207,11 +208,10 @@ def mix_planes(
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_left(q: Array, scratch: int, group: int, first: int, last: int) -> None:
-    """Output channels first to last of the last pixels of some images, side by side; NCHW."""
+    """Output channels first to last of the last pixels of a group of images, side by side; NCHW."""
     wide, left, lanes = q[WIDE], q[LEFT], simd.VECTOR // q[WIDE]
-    images = lanes // left
-    start = group * images
-    count = min(images, q[IMAGES] - start)
+    start = group * q[TOGETHER]
+    count = min(q[TOGETHER], q[IMAGES] - start)
     plane, panel, result = q[PIXELS] * wide, scratch + q[LEFT_AT], scratch
     whole = plane - left * wide
     for c in range(q[C]):
@@ -278,13 +278,15 @@ def work(numbers: int, queued: int, own: int, scratch: int) -> None:
             share, rest = item // q[TILES], item % q[TILES]
         else:
             share, rest = item % q[SHARES], item // q[SHARES]
-        tile, image = rest % q[TILES], rest // q[TILES]
+        group, tile = rest // q[UNIT], rest % q[UNIT]
+        tiles = min(q[TOGETHER], q[IMAGES] - group * q[TOGETHER]) * q[TILES]
         first = share * q[SHARE]
         last = min(first + q[SHARE], q[COUT])
-        start = tile * q[TILE]
+        image = group * q[TOGETHER] + tile // q[TILES]
+        start = tile % q[TILES] * q[TILE]
         n = min(q[TILE], q[PIXELS] - q[LEFT] - start)
-        if q[PLANAR] and rest >= q[IMAGES] * q[TILES]:
-            mix_left(q, scratch, rest - q[IMAGES] * q[TILES], first, last)
+        if tile == tiles:
+            mix_left(q, scratch, group, first, last)
         elif q[PLANAR]:
             src = q[IMAGE] + (image * q[C] * q[PIXELS] + start) * q[SIZE]
             if q[PACK] != 0:
@@ -437,7 +439,10 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     finishing = plan.output != plan.compute or plan.activation in ACTIVATED
     packs = plan.storage != plan.compute
     # A caller who has the planes has them of one image.
-    left = 0 if pitch else left_over(plan)
+    left, together = 0 if pitch else left_over(plan), 1
+    if left:
+        # Of a thread's own images: lines that two threads have in their caches are slow to write.
+        together = min(simd.VECTOR // wide // left, max(-(-plan.batch // tile.threads), 2))
     whole = plan.pixels - left if planar else plan.batch * plan.pixels
     bounds = bounds_of(plan.compute, plan.activation)
     row = plan.channels * wide
@@ -472,12 +477,11 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
         else 0,
         *(address(one) for one in geometry[:2]), block, planar,
         turner(plan.compute).address if tile.turns else 0,
-        plan.batch, left, starts[2], address(geometry[2]),
+        plan.batch if planar else 1, left, starts[2], address(geometry[2]),
+        together, together * tiles + (left > 0),
     )  # fmt: skip
-    items = (plan.batch if planar else 1) * tiles * shares
-    if left:
-        images = simd.VECTOR // wide // left
-        items += -(-plan.batch // images) * shares
+    images = plan.batch if planar else 1
+    items = (images * tiles + (-(-images // together) if left else 0)) * shares
     # A vector is converted beyond the last pixel.
     scratch = int(starts[3]) + 4 * simd.VECTOR
     return Prepared(numbers, items, scratch, tile.threads, (bounds, geometry))
