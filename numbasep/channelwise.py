@@ -145,15 +145,12 @@ def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
 
 def _depthwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
-    plan, taps, _ = plan_depthwise(call, *arguments)
-    size, zeros = (taps.filters, *taps.size), zeros_of(plan.filters, plan.compute)
-    depthwise = call.module("depthwise")
+    plan, _, _ = plan_depthwise(call, *arguments)
+    run, zeros = call.module("depthwise").repeated(plan), zeros_of(plan.filters, plan.compute)
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         weight, bias = weights
-        depthwise.run_depthwise(
-            plan, x, weight.reshape(size), zeros if bias is None else bias, result
-        )
+        run(x, result, weight, weight, zeros if bias is None else bias)
 
     return work, plan.compute
 
@@ -251,11 +248,11 @@ def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
 def _pointwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     plan, _, _ = plan_pointwise(call, *arguments)
-    pointwise, zeros = call.module("pointwise"), zeros_of(plan.outputs, plan.compute)
+    run, zeros = call.module("pointwise").repeated(plan), zeros_of(plan.outputs, plan.compute)
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         weight, bias = weights
-        pointwise.run_pointwise(plan, x, weight, zeros if bias is None else bias, result)
+        run(x, result, weight, zeros if bias is None else bias)
 
     return work, plan.compute
 
@@ -457,41 +454,22 @@ def _run_separable(
             **more,
         )
         return
-    _on_cpu(call, plan, image, filters, matrix, biases, result)
-
-
-def _on_cpu(
-    call: Call,
-    plan: FusedPlan,
-    image: Any,
-    filters: Any,
-    matrix: Array,
-    biases: tuple[Array, Array],
-    result: Any,
-) -> None:
-    """Fused, or one after the other."""
-    if plan.fused:
-        call.module("fused").run_fused(plan, image, filters, biases[0], matrix, biases[1], result)
-        return
-    first, second = plan.depthwise, plan.pointwise
-    shape = first.batch, first.filters, first.y.out * first.x.out
-    middle = call.module("pool").between(shape, image.dtype)
-    call.module("depthwise").run_depthwise(first, image, filters, biases[0], middle)
-    call.module("pointwise").run_pointwise(second, middle, matrix, biases[1], result)
+    call.module("fused").run_fused(plan, image, filters, biases[0], matrix, biases[1], result)
 
 
 def _separable_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     both = plan_separable(call, *arguments)
     plan = planner.separable(both.first, both.second, both.fuse, call.backend)
-    compute = plan.pointwise.compute
-    size = (both.taps.filters, *both.taps.size)
+    compute, run = plan.pointwise.compute, call.module("fused").repeated(plan)
     zeros = zeros_of(both.first.filters, compute), zeros_of(both.second.outputs, compute)
     del both
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         taps, first, matrix, second = weights
-        biases = zeros[0] if first is None else first, zeros[1] if second is None else second
-        _on_cpu(call, plan, x, taps.reshape(size), matrix, biases, result)
+        run(
+            x, result, taps, taps, zeros[0] if first is None else first, matrix,
+            zeros[1] if second is None else second,
+        )  # fmt: skip
 
     return work, compute

@@ -122,7 +122,7 @@ def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
     numbers[:C] = address(grad), address(totals)
     threads = 1 if grad.size < cpu_tiles.ALONE else numba.get_num_threads()
     pool.run(
-        driver(plan.storage, plan.compute).address, numbers, made.items, made.scratch, threads,
+        driver(plan.storage, plan.compute).address, numbers, (made.items,), made.scratch, threads,
         (grad, totals, numbers, made),
     )  # fmt: skip
     total = totals[0] if slices == 1 else totals.sum(0)

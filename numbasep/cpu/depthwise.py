@@ -5,6 +5,7 @@ Planes (NCHW) are filtered by ``planes``, pixels (NHWC) by ``pixels``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from numbasep import boundary as boundaries
-from numbasep.cpu import atomics, blocks, compiled, pixels, planes, pool, queues, simd, windows
+from numbasep.cpu import atomics, blocks, compiled, jobs, pixels, planes, queues, simd, windows
 from numbasep.cpu.channels import (
     ACTIVATED,
     BAND,
@@ -44,6 +45,7 @@ from numbasep.cpu.channels import (
     packer,
     rounded,
 )  # fmt: skip
+from numbasep.cpu.jobs import Job
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import DepthwisePlan
@@ -366,10 +368,24 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
     )
 
 
+# The arrays of a job, in turn.
+ARRAYS = "image", "out", "columns", "rows", "bias"
+
+
+def step(plan: DepthwisePlan, tile: Tile, out: str = "out", bias: str = "bias") -> jobs.Step:
+    """Return a plan's step of a job; names of the result and the bias."""
+    return jobs.step(prepare(plan, tile), driver().address, "image", out, "columns", "rows", bias)
+
+
+def job(plan: DepthwisePlan, tile: Tile) -> Job:
+    """Return what to do with ``ARRAYS``."""
+    return jobs.job(ARRAYS, [step(plan, tile)])
+
+
 @lru_cache(maxsize=512)
-def chosen(plan: DepthwisePlan, threads: int) -> Prepared:
-    """Return ``prepare`` of the tile for a plan."""
-    return prepare(plan, choose(plan, threads))
+def chosen(plan: DepthwisePlan, threads: int) -> Job:
+    """Return ``job`` of the tile for a plan."""
+    return job(plan, choose(plan, threads))
 
 
 def factors_of(plan: DepthwisePlan, weight: Any) -> tuple[Array, Array]:
@@ -386,11 +402,10 @@ def run_depthwise(
     tile: Tile | None = None,
 ) -> None:
     """Write the depthwise correlation of ``image`` into ``out``; see ``plan.channelwise``."""
-    made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
-    columns, rows = factors_of(plan, weight)
-    numbers = made.numbers.copy()
-    first = address(columns)
-    second = address(rows) if plan.rank else first
-    numbers[:PER_CALL] = address(image), address(out), first, second, address(bias)
-    owners = image, out, columns, rows, bias, made
-    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)
+    made = chosen(plan, numba.get_num_threads()) if tile is None else job(plan, tile)
+    made.run(image, out, *factors_of(plan, weight), bias)
+
+
+def repeated(plan: DepthwisePlan) -> Callable[..., None]:
+    """Return what is done with ``ARRAYS``, C-contiguous, in a call of a plan."""
+    return jobs.repeated(lambda threads: chosen(plan, threads))

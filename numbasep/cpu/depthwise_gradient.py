@@ -267,7 +267,7 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
     if grad.size * taps < cpu_tiles.ALONE:
         threads = 1
     pool.run(
-        driver(planar, plan.storage, plan.compute).address, numbers, made.items, made.scratch,
+        driver(planar, plan.storage, plan.compute).address, numbers, (made.items,), made.scratch,
         threads, (image, grad, sums, correlation, numbers, one, made),
     )  # fmt: skip
     total = sums[0] if slices == 1 else sums.sum(0)
@@ -333,7 +333,7 @@ def _by_phases(
         for two in across
     ]
     ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-    memory = pool.between((ends[-1],), plan.compute)
+    memory = pool.between(ends[-1] * wide)[: ends[-1] * wide].view(plan.compute)
     parts = [
         memory[end - math.prod(shape) : end].reshape(shape)
         for end, shape in zip(ends, shapes, strict=True)

@@ -10,6 +10,7 @@ Each half is the code of ``depthwise`` or ``pointwise``: the bits are those of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -24,23 +25,27 @@ from numbasep.cpu import (
     channels,
     compiled,
     depthwise,
+    jobs,
     pixels,
     planes,
     pointwise,
-    pool,
     queues,
     simd,
+    turning,
 )  # fmt: skip
 from numbasep.cpu.channels import ACTIVATED, Prepared, finisher, rounded
-from numbasep.cpu.pool import address
-from numbasep.cpu.turning import turned_weight
+from numbasep.cpu.jobs import Job
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import FusedPlan
 
 Array = NDArray[Any]
 
-FIRST, SECOND, PANEL, MIXING, PITCH, ACTIVATE = range(6)
-NUMBERS = 6
+# Places of the numbers that describe both: where in the scratch memory the panel is, and what the
+# product needs; bytes between the panel's planes; the activation of the first. Then come the
+# numbers of each.
+PANEL, MIXING, PITCH, ACTIVATE = range(4)
+FIRST = 4
+SECOND = FIRST + channels.NUMBERS
 
 # Planes that are filtered by one call, and activated after it.
 TOGETHER = 8
@@ -50,8 +55,8 @@ TOGETHER = 8
 def work(numbers: int, queued: int, own: int, scratch: int) -> None:
     """Take bands of output rows until there are none."""
     s = simd.as_pointer(numbers)
-    p = simd.as_pointer(s[FIRST])
-    q = simd.as_pointer(s[SECOND])
+    p = simd.as_pointer(numbers + 8 * FIRST)
+    q = simd.as_pointer(numbers + 8 * SECOND)
     panel, pitch = scratch + s[PANEL], s[PITCH]
     filters, wide = p[channels.C] * p[channels.M], p[channels.WIDE]
     columns, rows_out = p[channels.OW], p[channels.OH]
@@ -139,8 +144,8 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
 
 
 @lru_cache(maxsize=512)
-def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
-    """Return what calls of a plan share: of the depthwise half, the pointwise one, and all."""
+def prepare(plan: FusedPlan, tile: Tile) -> Prepared:
+    """Return what calls of a plan share."""
     first, second = plan.depthwise, plan.pointwise
     wide = np.dtype(first.compute).itemsize
     count = tile.band * first.x.out
@@ -159,22 +164,45 @@ def prepare(plan: FusedPlan, tile: Tile) -> tuple[Prepared, Prepared, Prepared]:
     activation = ACTIVATED.get(first.activation, 0)
     start = rounded(one.scratch, 64)
     mixing = rounded(start + panel, 64)
-    numbers = np.zeros(NUMBERS, np.int64)
-    numbers[PANEL:] = (
-        start,
-        mixing,
-        pitch,
-        finisher(first.compute, first.compute, activation).address if activation else 0,
-    )
+    activate = finisher(first.compute, first.compute, activation).address if activation else 0
+    numbers = np.concatenate([[start, mixing, pitch, activate], one.numbers, two.numbers])
     bands = -(-first.y.out // tile.band)
-    both = Prepared(numbers, first.batch * bands, mixing + two.scratch, tile.threads, ())
-    return one, two, both
+    items = first.batch * bands
+    return Prepared(numbers, items, mixing + two.scratch, tile.threads, (one, two))
+
+
+# The arrays of a job, in turn.
+ARRAYS = "image", "out", "columns", "rows", "first_bias", "weight", "second_bias"
+
+
+def job(plan: FusedPlan, tile: Tile) -> Job:
+    """Return what to do with ``ARRAYS`` in one pass."""
+    planar, second = plan.depthwise.layout == "NCHW", plan.pointwise
+    mixes = "image", "out", "weight" if planar else "turned", "second_bias"
+    places = (*enumerate(ARRAYS[: channels.PER_CALL], FIRST), *enumerate(mixes, SECOND))
+    both = jobs.Step(prepare(plan, tile), driver().address, places)
+    if planar:
+        return jobs.job(ARRAYS, [both])
+    turn, size = turning.step(second.outputs, second.channels, second.compute, tile.threads)
+    return jobs.job(ARRAYS, [turn, both], {"turned": size})
+
+
+def apart(plan: FusedPlan, threads: int) -> Job:
+    """Return what to do with ``ARRAYS``, one convolution after the other."""
+    first, second = plan.depthwise, plan.pointwise
+    filter_all = depthwise.step(first, depthwise.choose(first, threads), "between", "first_bias")
+    wide = simd.itemsize(first.output)
+    size = first.batch * first.filters * first.y.out * first.x.out * wide
+    mix_all, more = pointwise.steps(
+        second, pointwise.choose(second, threads), "between", "second_bias"
+    )
+    return jobs.job(ARRAYS, [filter_all, *mix_all], {"between": size, **more})
 
 
 @lru_cache(maxsize=512)
-def chosen(plan: FusedPlan, threads: int) -> tuple[Prepared, Prepared, Prepared]:
-    """Return ``prepare`` of the tile for a plan."""
-    return prepare(plan, choose(plan, threads))
+def chosen(plan: FusedPlan, threads: int) -> Job:
+    """Return what to do with ``ARRAYS``."""
+    return job(plan, choose(plan, threads)) if plan.fused else apart(plan, threads)
 
 
 def run_fused(
@@ -188,16 +216,13 @@ def run_fused(
     tile: Tile | None = None,
 ) -> None:
     """Write both convolutions of ``image`` into ``out``; see ``plan.channelwise``."""
-    threads = numba.get_num_threads()
-    one, two, both = chosen(plan, threads) if tile is None else prepare(plan, tile)
-    columns, rows = depthwise.factors_of(plan.depthwise, depthwise_weight)
-    if plan.pointwise.layout == "NHWC":
-        pointwise_weight = turned_weight(pointwise_weight, plan.pointwise.compute, both.threads)
-    p, q, numbers = one.numbers.copy(), two.numbers.copy(), both.numbers.copy()
-    p[: channels.PER_CALL] = [address(a) for a in (image, out, columns, rows, depthwise_bias)]
-    q[: pointwise.PER_CALL] = [address(a) for a in (image, out, pointwise_weight, pointwise_bias)]
-    numbers[:PANEL] = address(p), address(q)
-    owners = (
-        image, out, columns, rows, pointwise_weight, depthwise_bias, pointwise_bias, p, q, one, two,
+    made = chosen(plan, numba.get_num_threads()) if tile is None else job(plan, tile)
+    made.run(
+        image, out, *depthwise.factors_of(plan.depthwise, depthwise_weight), depthwise_bias,
+        pointwise_weight, pointwise_bias,
     )  # fmt: skip
-    pool.run(driver().address, numbers, both.items, both.scratch, both.threads, owners)
+
+
+def repeated(plan: FusedPlan) -> Callable[..., None]:
+    """Return what is done with ``ARRAYS``, C-contiguous, in a call of a plan."""
+    return jobs.repeated(lambda threads: chosen(plan, threads))

@@ -97,5 +97,10 @@ def run(
     )
     threads = 1 if out.size < cpu_tiles.ALONE else numba.get_num_threads()
     pool.run(
-        driver(compute, output).address, numbers, images, 64, threads, (parts, out, places, numbers)
+        driver(compute, output).address,
+        numbers,
+        (images,),
+        64,
+        threads,
+        (parts, out, places, numbers),
     )

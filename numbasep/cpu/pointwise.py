@@ -9,6 +9,7 @@ all channels with the sums in registers, so that channels are always summed in t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pool, queues, simd
+from numbasep.cpu import atomics, blocks, compiled, jobs, queues, simd, turning
 from numbasep.cpu.channels import (
     ACTIVATED,
     Prepared,
@@ -27,9 +28,10 @@ from numbasep.cpu.channels import (
     packer,
     rounded,
 )
+from numbasep.cpu.jobs import Job
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
-from numbasep.cpu.turning import turned_weight, turner
+from numbasep.cpu.turning import turner
 from numbasep.plan import cpu_tiles
 from numbasep.plan.channelwise import PointwisePlan
 
@@ -487,10 +489,30 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     return Prepared(numbers, items, scratch, tile.threads, (bounds, geometry))
 
 
+# The arrays of a job, in turn.
+ARRAYS = "image", "out", "weight", "bias"
+
+
+def steps(
+    plan: PointwisePlan, tile: Tile, image: str = "image", bias: str = "bias"
+) -> tuple[list[jobs.Step], dict[str, int]]:
+    """Return a plan's steps of a job, and what is between them; names of the image and the bias."""
+    made = prepare(plan, tile)
+    if plan.layout == "NCHW" or tile.turns:
+        return [jobs.step(made, driver().address, image, "out", "weight", bias)], {}
+    turn, size = turning.step(plan.outputs, plan.channels, plan.compute, tile.threads)
+    return [turn, jobs.step(made, driver().address, image, "out", "turned", bias)], {"turned": size}
+
+
+def job(plan: PointwisePlan, tile: Tile) -> Job:
+    """Return what to do with ``ARRAYS``."""
+    return jobs.job(ARRAYS, *steps(plan, tile))
+
+
 @lru_cache(maxsize=512)
-def chosen(plan: PointwisePlan, threads: int) -> Prepared:
-    """Return ``prepare`` of the tile for a plan."""
-    return prepare(plan, choose(plan, threads))
+def chosen(plan: PointwisePlan, threads: int) -> Job:
+    """Return ``job`` of the tile for a plan."""
+    return job(plan, choose(plan, threads))
 
 
 def run_pointwise(
@@ -502,10 +524,10 @@ def run_pointwise(
     tile: Tile | None = None,
 ) -> None:
     """Write the pointwise convolution of ``image`` into ``out``; see ``plan.channelwise``."""
-    made = chosen(plan, numba.get_num_threads()) if tile is None else prepare(plan, tile)
-    if plan.layout == "NHWC" and not made.numbers[TURN]:
-        weight = turned_weight(weight, plan.compute, made.threads)
-    numbers = made.numbers.copy()
-    numbers[:PER_CALL] = [address(a) for a in (image, out, weight, bias)]
-    owners = image, out, weight, bias, made
-    pool.run(driver().address, numbers, made.items, made.scratch, made.threads, owners)
+    made = chosen(plan, numba.get_num_threads()) if tile is None else job(plan, tile)
+    made.run(image, out, weight, bias)
+
+
+def repeated(plan: PointwisePlan) -> Callable[..., None]:
+    """Return what is done with ``ARRAYS``, C-contiguous, in a call of a plan."""
+    return jobs.repeated(lambda threads: chosen(plan, threads))

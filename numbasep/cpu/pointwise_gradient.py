@@ -209,7 +209,7 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
     if grad.size * plan.channels < 2 * cpu_tiles.ALONE:
         threads = 1
     pool.run(
-        driver(storage, plan.compute).address, numbers, made.items, made.scratch, threads,
+        driver(storage, plan.compute).address, numbers, (made.items,), made.scratch, threads,
         (image, grad, sums, numbers, made),
     )  # fmt: skip
     if not direct:

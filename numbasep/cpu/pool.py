@@ -19,7 +19,6 @@ work goes to those (``Team``).
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from numbasep.cpu import atomics, compiled, queues
@@ -93,19 +93,41 @@ def _serve(box: int, scratch: int, size: int) -> int:
             return 0
 
 
+# Where NumPy's object of an array holds the address of its elements: after the header of objects.
+HELD = object.__basicsize__
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def _find(numbers: int, head: int) -> None:
+    """Write where a job's arrays are to the places of its numbers for that; see ``jobs``."""
+    if head > 0:
+        for k in range(1 + atomics.peek(numbers), head, 3):
+            at = numbers + 8 * k
+            array = atomics.peek(numbers + 8 + 8 * atomics.peek(at + 8))
+            found = atomics.peek(array + HELD) + atomics.peek(at + 16)
+            atomics.poke(numbers + 8 * (head + atomics.peek(at)), found)
+
+
+@compiled.njit("void(int64, int64)")
+def _found(numbers: int, head: int) -> None:
+    """As ``_find``."""
+    _find(numbers, head)
+
+
 @compiled.njit("void(int64, int64, int64, int64, int64)")
 def _join(function: int, numbers: int, queued: int, own: int, scratch: int) -> None:
     """Take part in a job."""
     atomics.call4(function, numbers, queued, own, scratch)
 
 
-@compiled.njit("void(int64, int64, int64, int64, int64, int64, int64, int64)")
+@compiled.njit("void(int64, int64, int64, int64, int64, int64, int64, int64, int64)")
 def _lead(
-    boxes: int, helpers: int, function: int, numbers: int, queued: int, items: int, size: int,
-    scratch: int,
+    boxes: int, helpers: int, function: int, whole: int, head: int, queued: int, items: int,
+    size: int, scratch: int,
 ) -> None:  # fmt: skip
     """Post a job to threads that are ready, do it with them, and see it finished."""
-    posted = 0
+    _find(whole, head)
+    numbers, posted = whole + 8 * head, 0
     finished = np.empty(64, np.int64)
     for k in range(min(helpers, 64)):
         box = boxes + 8 * CACHE_LINE * k
@@ -119,7 +141,7 @@ def _lead(
             posted |= 1 << k
             atomics.publish(box + 8 * STATE, POSTED)
     atomics.call4(function, numbers, queued, 0, scratch)
-    while queues.done(queued) < items:
+    while queues.all_done(queued) < items:
         atomics.pause()
     for k in range(min(helpers, 64)):
         if posted >> k & 1:
@@ -132,25 +154,26 @@ def _lead(
 def address(array: Array) -> int:
     """Return where an array's elements are.
 
-    NumPy's object holds it right after the header that all objects have; to ask
-    ``__array_interface__`` for it takes as long as to filter a small image.
+    To ask ``__array_interface__`` for it takes as long as to filter a small image.
     """
-    return ctypes.c_void_p.from_address(id(array) + object.__basicsize__).value or 0
+    return ctypes.c_void_p.from_address(id(array) + HELD).value or 0
 
 
 @compiled.njit("int64(int64)")
 def _done(queued: int) -> int:
     """Return how many items of a job are done."""
-    return int(queues.done(queued))
+    return int(queues.all_done(queued))
 
 
 @compiled.njit("void(int64, int64)")
 def _abandon(queued: int, items: int) -> None:
-    """Take all items that are left, and wait for those that others are at."""
-    left = 0
-    while queues.take(queued, 0) != queues.NOTHING:
-        left += 1
-    while queues.done(queued) < items - left:
+    """Take all items that are left, those of the last step first; wait for what others are at."""
+    steps = atomics.peek(queued + 8)
+    for k in range(steps):
+        table = queues.table_of(queued, steps - 1 - k)
+        while queues.take(table, 0) != queues.NOTHING:
+            queues.finish(table, 0)
+    while queues.all_done(queued) < items:
         atomics.pause()
 
 
@@ -223,11 +246,12 @@ class _Worker:
                 job, self.job = self.job, None
                 if job is None:
                     continue
-                function, numbers, queued, items, size, owners = job
+                function, numbers, queued, items, size, head, owners = job
                 if _done(address(queued)) < items:
                     with suppress(MemoryError):
                         scratch, memory = _scratch(size)
-                        _join(function, address(numbers), address(queued), self.own, scratch)
+                        found = address(numbers) + 8 * head
+                        _join(function, found, address(queued), self.own, scratch)
                 del job, numbers, queued, owners
 
 
@@ -242,19 +266,18 @@ def _scratch(size: int) -> tuple[int, Array]:
     return kept
 
 
-def between(shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return memory for what one run leaves to the next; this thread's next call gets the same.
+def between(size: int) -> Array:
+    """Return ``size`` bytes or more for what one step leaves to the next.
 
-    New memory can take as long to be written for the first time as a layer takes.
+    This thread's next call gets the same: new memory can take as long to be written for the first
+    time as a layer takes.
     """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
     kept: Array | None = getattr(_local, "between", None)
     if kept is None or kept.size < size:
         kept = np.empty(size, np.uint8)
         if size <= KEPT_BYTES:
             _local.between = kept
-    memory: Array = kept[:size].view(dtype).reshape(shape)
-    return memory
+    return kept
 
 
 def _helpers(count: int) -> list[_Worker]:
@@ -323,14 +346,17 @@ def _member() -> Any:
 
 
 def _run_among(
-    team: Team, threads: int, function: int, numbers: Array, items: int, size: int
-) -> None:
+    team: Team, threads: int, function: int, numbers: Array, items: tuple[int, ...], size: int,
+    head: int,
+) -> None:  # fmt: skip
     """Run a kernel in a team's threads."""
     queued = queues.template(items, threads).copy()
     size = -(-size // ALIGNMENT) * ALIGNMENT
     scratch, memory = _scratch(threads * size)
+    whole = address(numbers)
+    _found(whole, head)
     job = np.array(
-        [function, address(numbers), address(queued), scratch, size, team.number], np.int64
+        [function, whole + 8 * head, address(queued), scratch, size, team.number], np.int64
     )
     _join(team.parallel, _member().address, address(job), threads, 0)
     del memory
@@ -339,39 +365,44 @@ def _run_among(
 def run(
     function: int,
     numbers: Array,
-    items: int,
+    items: tuple[int, ...],
     scratch: int,
     threads: int,
     owners: object,
+    head: int = 0,
 ) -> None:
-    """Run a kernel until ``items`` work items are finished, on up to ``threads`` threads.
+    """Run a kernel until its work items are finished, on up to ``threads`` threads.
 
     function: address of ``void (numbers, queued, own, scratch)``, which takes items
         (``queues.take``) until there are none, and counts each (``queues.finish``).
+    items: how many, of each step.
     scratch: bytes of scratch memory for each thread.
     owners: of the memory that the numbers address; a thread that wakes late keeps them alive.
+    head: how many numbers before the kernel's tell where these say what is; see ``jobs``.
     """
-    helpers = min(threads, items, MOST_WORKERS + 1) - 1
+    total = sum(items)
+    helpers = min(threads, max(items), MOST_WORKERS + 1) - 1
     team = getattr(_local, "team", None)
     if team is not None and helpers > 0:
         # All of them or none: a smaller team ends the threads that it has no use for.
         count = team.threads()
         if count > 1:
-            _run_among(team, count, function, numbers, items, scratch)
+            _run_among(team, count, function, numbers, items, scratch, head)
             return
         helpers = 0
-    queued = queues.template(items, helpers + 1).copy()
+    queued, whole = queues.template(items, helpers + 1).copy(), address(numbers)
     try:
         here = _finder()() if helpers > 0 else NOWHERE
         for worker in _helpers(helpers):
             if worker.avoided != here:
                 worker.keep_off(here)
             if worker.box[STATE] == ASLEEP:
-                worker.wake((function, numbers, queued, items, scratch, owners))
+                _found(whole, head)
+                worker.wake((function, numbers, queued, total, scratch, head, owners))
         aligned, memory = _scratch(scratch)
-        _lead(_BOXES, helpers, function, address(numbers), address(queued), items, scratch, aligned)
+        _lead(_BOXES, helpers, function, whole, head, address(queued), total, scratch, aligned)
         del memory
     except BaseException:
         # Ctrl-C, no memory: nobody may write to the result once the caller has it back.
-        _abandon(address(queued), items)
+        _abandon(address(queued), total)
         raise

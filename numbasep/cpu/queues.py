@@ -5,7 +5,9 @@ So threads rarely write to the same cache line, which takes as long as hundreds 
 where they have no cache in common: neither the counters of queues nor neighbouring results; and of
 the same arrays the next call finds in a thread's cache what this one left there.
 
-    |threads|   |next end done|   |next end done| ...
+    |threads, steps|   |next end done|   |next end done| ...
+
+A job of several steps has such a table for each, one after the other.
 """
 
 from __future__ import annotations
@@ -28,17 +30,25 @@ NOTHING = -1
 
 
 @lru_cache(maxsize=1024)
-def template(items: int, threads: int) -> Array:
-    """Return the table of a job that nobody has begun, for calls to copy.
+def template(items: tuple[int, ...], threads: int) -> Array:
+    """Return the tables of a job that nobody has begun, for calls to copy.
 
-    Queues stand in the middle of their bytes: apart from what else lies around the table.
+    items: of each step. Queues stand in the middle of their bytes: apart from what else lies around
+    a table.
     """
-    table = np.zeros((threads + 1, QUEUE // 8), np.int64)
-    table[0, 0] = threads
-    queues = table.reshape(-1)[QUEUE // 16 : -QUEUE // 16].reshape(threads, QUEUE // 8)
-    bounds = np.arange(threads + 1) * items // threads
-    queues[:, NEXT // 8], queues[:, END // 8] = bounds[:-1], bounds[1:]
-    return table
+    tables = np.zeros((len(items), threads + 1, QUEUE // 8), np.int64)
+    tables[:, 0, 0], tables[:, 0, 1] = threads, len(items)
+    for table, count in zip(tables, items, strict=True):
+        queues = table.reshape(-1)[QUEUE // 16 : -QUEUE // 16].reshape(threads, QUEUE // 8)
+        bounds = np.arange(threads + 1) * count // threads
+        queues[:, NEXT // 8], queues[:, END // 8] = bounds[:-1], bounds[1:]
+    return tables
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def table_of(queued: int, step: int) -> int:
+    """Return the address of the table of a step of a job."""
+    return int(queued + step * (atomics.peek(queued) + 1) * QUEUE)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -72,8 +82,17 @@ def finish(queued: int, number: int) -> None:
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def done(queued: int) -> int:
-    """Return how many items are done."""
+    """Return how many items of a table are done."""
     count = 0
     for k in range(atomics.peek(queued)):
         count += atomics.peek(queue_of(queued, k) + DONE)
+    return count
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def all_done(queued: int) -> int:
+    """Return how many items of all steps of a job are done."""
+    count = 0
+    for step in range(atomics.peek(queued + 8)):
+        count += done(table_of(queued, step))
     return count

@@ -391,7 +391,7 @@ def _numbers(
 def _start(made: _Prepared, numbers: Array, image: Array, out: Array, owners: object) -> None:
     numbers[IMAGE], numbers[OUT] = address(image), address(out)
     pool.run(
-        driver().address, numbers, made.items, made.scratch, made.threads, (image, out, owners)
+        driver().address, numbers, (made.items,), made.scratch, made.threads, (image, out, owners)
     )
 
 

@@ -6,16 +6,16 @@ the other. What is beyond the last output channel is never read.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pool, queues, simd
+from numbasep.cpu import atomics, blocks, compiled, jobs, queues, simd
+from numbasep.cpu.channels import Prepared
 from numbasep.cpu.passes import move
-from numbasep.cpu.pool import address
 
 Array = NDArray[Any]
 
@@ -55,7 +55,7 @@ def turner(compute: str) -> Any:
     return turn
 
 
-TURN, WEIGHT, TURNED, OUTPUTS, CHANNELS, BLOCK, WIDE = range(7)
+WEIGHT, TURNED, TURN, OUTPUTS, CHANNELS, BLOCK, WIDE = range(7)
 
 
 @cache
@@ -80,27 +80,28 @@ def driver() -> Any:
     return driver
 
 
-def turned_weight(weight: Array, compute: str, threads: int, block: int = 0) -> Array:
-    """Return the weights of a compute dtype, for each output its channels, in blocks.
+def step(
+    outputs: int, channels: int, compute: str, threads: int, block: int = 0
+) -> tuple[jobs.Step, int]:
+    """Return the step of a job that turns "weight" into "turned", and the latter's bytes.
 
     block: outputs of a block; 0: those of the product's.
     """
-    outputs, channels = len(weight), weight.size // len(weight)
     block = block or blocks.MIX_VECTORS * blocks.lanes_of(compute)
-    count = -(-outputs // block)
-    turned = np.empty((count, channels, block), weight.dtype)
-    numbers = np.array(
-        [
-            turner(compute).address, address(weight), address(turned), outputs, channels, block,
-            weight.itemsize,
-        ],
-        np.int64,
-    )  # fmt: skip
-    pool.run(driver().address, numbers, count, 0, threads, (weight, turned))
-    return turned
+    count, wide = -(-outputs // block), np.dtype(compute).itemsize
+    numbers = np.array([0, 0, turner(compute).address, outputs, channels, block, wide], np.int64)
+    made = Prepared(numbers, count, 0, threads, ())
+    return jobs.step(made, driver().address, "weight", "turned"), count * channels * block * wide
 
 
-def transposed(weight: Array) -> Array:
+@lru_cache(maxsize=256)
+def _transposing(rows: int, columns: int, dtype: str) -> jobs.Job:
+    return jobs.job(("weight", "turned"), [step(rows, columns, dtype, 1, rows)[0]])
+
+
+def transposed(matrix: Array) -> Array:
     """Return a matrix of float32 or float64 with rows and columns exchanged."""
-    matrix: Array = turned_weight(weight, weight.dtype.name, 1, len(weight))[0]
-    return matrix
+    turned = np.empty(matrix.shape[::-1], matrix.dtype)
+    if turned.size:
+        _transposing(*matrix.shape, matrix.dtype.name).run(matrix, turned)
+    return turned

@@ -69,12 +69,12 @@ def test_an_interrupted_call_writes_nothing_later(monkeypatch: pytest.MonkeyPatc
         with monkeypatch.context() as patch:
             patch.setattr(pool, "_lead", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                pool.run(slow_work.address, marks, 400, 0, 3, marks)
+                pool.run(slow_work.address, marks, (400,), 0, 3, marks)
         left = marks.copy()
         time.sleep(0.01)
         assert (marks == left).all()
         begun += 0 < left.sum() < 400
-        pool.run(slow_work.address, marks, 400, 0, 3, marks)
+        pool.run(slow_work.address, marks, (400,), 0, 3, marks)
         assert (marks == left + 1).all()
     assert begun > 0
 

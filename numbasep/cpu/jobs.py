@@ -1,0 +1,142 @@
+"""Jobs that are repeated with other arrays: all is decided but where these are.
+
+What a kernel is told, as it lies in memory:
+
+    |count, arrays' objects | (place, array, offset) ... | the kernel's numbers ..................|
+                                                             ^ place: the address of an array
+
+To ask each array for its address takes Python longer than a small layer takes; the compiled code
+that begins a job reads it in the array's object.
+
+Of a job of several steps no thread begins one before all of the last is done, and no thread is sent
+for twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from numbasep.cpu import atomics, compiled, pool, queues, simd
+from numbasep.cpu.channels import Prepared, rounded
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A kernel's part of a job.
+
+    function: its address, as ``pool.run`` takes it. places: which of its numbers are the addresses
+    of which arrays, by name.
+    """
+
+    made: Prepared
+    function: int
+    places: tuple[tuple[int, str], ...]
+
+
+def step(made: Prepared, function: int, *names: str) -> Step:
+    """Return the step of a kernel whose first numbers are the addresses of arrays."""
+    return Step(made, function, tuple(enumerate(names)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """What calls of one kind share.
+
+    function, items, scratch, threads, head: as ``pool.run`` takes them. numbers: what each call
+    copies. between: bytes that one step leaves to the next. owners: of what the numbers address.
+    """
+
+    function: int
+    numbers: Array
+    head: int
+    items: tuple[int, ...]
+    scratch: int
+    threads: int
+    between: int
+    owners: object
+
+    def run(self, *arrays: Array) -> None:
+        """Do it with arrays, C-contiguous."""
+        if self.between:
+            arrays = *arrays, pool.between(self.between)
+        numbers = self.numbers.copy()
+        numbers[1 : 1 + len(arrays)] = list(map(id, arrays))
+        pool.run(
+            self.function, numbers, self.items, self.scratch, self.threads, (self, arrays),
+            self.head,
+        )  # fmt: skip
+
+
+@cache
+def _driver() -> Any:
+    """Return ``void (numbers, queued, own, scratch)``: one step after the other."""
+
+    @compiled.cfunc("void(int64, int64, int64, int64)")
+    def steps(numbers: int, queued: int, own: int, scratch: int) -> None:
+        q = simd.as_pointer(numbers)
+        for k in range(q[0]):
+            table, items = queues.table_of(queued, k), q[3 * k + 3]
+            atomics.call4(q[3 * k + 1], numbers + 8 * q[3 * k + 2], table, own, scratch)
+            while queues.done(table) < items:
+                atomics.pause()
+
+    return steps
+
+
+def job(given: tuple[str, ...], steps: list[Step], between: Mapping[str, int] | None = None) -> Job:
+    """Return a job; given: the names of the arrays that ``Job.run`` takes; between: bytes of more.
+
+    What is between can be read and written a little beyond its end.
+    """
+    found = {name: (k, 0) for k, name in enumerate(given)}
+    size = 0
+    for name, count in (between or {}).items():
+        found[name] = len(given), size
+        size += rounded(count) + 4 * simd.VECTOR
+    count = len(given) + (size > 0)
+    function, at, table = steps[0].function, 0, np.zeros(0, np.int64)
+    if len(steps) > 1:
+        function, at = _driver().address, 1 + 3 * len(steps)
+        table = np.zeros(at, np.int64)
+        table[0] = len(steps)
+    start = [count, *[0] * count]
+    for k, one in enumerate(steps):
+        if len(steps) > 1:
+            table[3 * k + 1 : 3 * k + 4] = one.function, at, one.made.items
+        for place, name in one.places:
+            start += at + place, *found[name]
+        at += len(one.made.numbers)
+    made = [one.made for one in steps]
+    return Job(
+        function,
+        np.concatenate([np.array(start, np.int64), table, *[one.numbers for one in made]]),
+        len(start),
+        tuple(one.items for one in made),
+        max(one.scratch for one in made),
+        max(one.threads for one in made),
+        size,
+        made,
+    )
+
+
+def repeated(choose: Callable[[int], Job]) -> Callable[..., None]:
+    """Return ``Job.run`` of the job that is chosen for as many threads as Numba is told of."""
+    known: dict[int, Job] = {}
+
+    def run(*arrays: Array) -> None:
+        threads = numba.get_num_threads()
+        made = known.get(threads)
+        if made is None:
+            made = known[threads] = choose(threads)
+        made.run(*arrays)
+
+    return run
