@@ -47,7 +47,7 @@ copy = blocks.make_move(masked=False)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
 # channels of the right one and between rows of the result; channels; address of the bounds; columns
-# that are packed at a time, whole blocks.
+# that are packed at a time, whole blocks; 0: none.
 A_ROW, A_STEP, B_STEP, C_ROW, COUNT, BOUNDS, WIDTH = range(7)
 GEOMETRY_SIZE = 7
 
@@ -57,6 +57,10 @@ LOOSE, IN_BLOCKS = 0, -1
 
 # Columns that are packed at a time, and the most bytes of them: they stay in L2.
 PACKED, PACKED_BYTES = 128, 96 << 10
+# Rows of a product up to which its columns are read where they are, if they do not displace each
+# other from the caches: their distance is no multiple of so many bytes. Vectors as long as a cache
+# line are fast enough anyway.
+FEW, DISPLACED = 8 * ROWS, 2048
 
 # Bytes of pixels that are read again from the last cache for each share of the outputs.
 NEAR_BYTES = 4 << 20
@@ -131,7 +135,7 @@ def mix_block(
             right -= again * wide
         dst, add = c + x * wide, bias + x * by_column
         step = b_step
-        if whole and packed > 0 and rows > ROWS:
+        if whole and packed > 0 and width > 0 and rows > ROWS:
             step = vectors * lanes * wide
             if x >= end or vectors < VECTORS or again > 0:
                 start, end = x, x + vectors * lanes
@@ -452,6 +456,8 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     line = (-(-tile.pixels * wide // 64) | 1) * 64
     between = pitch or (line if packs else plan.pixels * wide)
     columns = block * max(1, min(PACKED // block, PACKED_BYTES // (block * row)))
+    if simd.VECTOR == simd.LINE or (tile.share <= FEW and between % DISPLACED):
+        columns = 0
     geometry = np.zeros((3, GEOMETRY_SIZE), np.int64)
     geometry[0] = (
         row, wide, between if planar else block * wide,
