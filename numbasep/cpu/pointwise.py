@@ -349,8 +349,8 @@ class Tile:
 
 # Costs in the time that ``ROWS`` rows by a vector take for one channel: of a block of rows beside
 # its multiply-adds, of a channel of a block of columns that is packed or fetched, of a work item;
-# of a channel of a vector of weights that is turned.
-BLOCK_COST, FETCH_COST, ITEM_COST, TURN_COST = 8, 3, 500, 2
+# of a channel of a vector of weights that is turned; until a second thread has begun.
+BLOCK_COST, FETCH_COST, ITEM_COST, TURN_COST, LATE_COST = 8, 3, 500, 2, 3000
 
 
 def _split(size: int, unit: int, most: int) -> set[int]:
@@ -387,12 +387,39 @@ def _cost(rows: int, columns: int, channels: int, lanes: int, again: bool) -> in
     return row_blocks * each + FETCH_COST * channels * -(-columns // (VECTORS * lanes)) + ITEM_COST
 
 
+def _parts(size: int, part: int) -> list[int]:
+    """Return the parts that ``size`` is cut into."""
+    return [min(part, size - start) for start in range(0, size, part)]
+
+
+# Items for each thread from which on a thread's last one is of no account.
+MANY = 8
+
+
+def _time(costs: list[int], threads: int) -> int:
+    """Return when the threads have done items of these costs, queued as ``queues`` does.
+
+    All threads but the first are late. Of many items it is the mean, and a third of an item.
+    """
+    if len(costs) > MANY * threads:
+        return sum(costs) // threads + max(costs) // 3
+    if threads == 1:
+        return sum(costs)
+    waiting = [
+        costs[len(costs) * k // threads : len(costs) * (k + 1) // threads] for k in range(threads)
+    ]
+    at = [(LATE_COST * (k > 0), k) for k in range(threads)]
+    while any(waiting):
+        now, k = min(at)
+        other = next(j % threads for j in range(k, k + threads) if waiting[j % threads])
+        at[k] = now + waiting[other].pop(0), k
+    # Whoever is held up leaves items to others, but not the one that he is at.
+    return max(at)[0] + max(costs) // 16
+
+
 @lru_cache(maxsize=1024)
 def choose(plan: PointwisePlan, threads: int) -> Tile:
-    """Return the tile for a plan: the one whose items take the threads least time, by a model.
-
-    To be late, and to end before the others, costs a thread about a third of an item.
-    """
+    """Return the tile for a plan: the one whose items take the threads least time, by a model."""
     lanes = blocks.lanes_of(plan.compute)
     block = VECTORS * lanes
     if plan.batch * plan.pixels * plan.channels * plan.outputs < 2 * cpu_tiles.ALONE:
@@ -418,20 +445,23 @@ def choose(plan: PointwisePlan, threads: int) -> Tile:
         shares = {share for share in shares if share <= fits} or {
             rounded(-(-plan.outputs // -(-plan.outputs // fits)), block)
         }
+
+    @cache
+    def cost(n: int, outputs: int) -> int:
+        rows, columns = (outputs, n) if planar else (n, outputs)
+        return _cost(rows, columns, plan.channels, lanes, planar)
+
     found = []
     for size in _split(whole, unit, 16 * threads):
         pixels = min(size, most, whole) if not planar or converts else min(size, whole)
         for share in shares:
-            total = min(-(-whole // pixels), threads) * turning
-            for tiles, n in ((whole // pixels, pixels), (1, whole % pixels)):
-                for count, outputs in ((plan.outputs // share, share), (1, plan.outputs % share)):
-                    if n and outputs:
-                        rows, columns = (outputs, n) if planar else (n, outputs)
-                        cost = _cost(rows, columns, plan.channels, lanes, planar)
-                        total += images * tiles * count * cost
-            rows, columns = (share, pixels) if planar else (pixels, share)
-            late = _cost(rows, columns, plan.channels, lanes, planar) if threads > 1 else 0
-            found.append((total // threads + late // 3, -share, pixels))
+            costs = [
+                each
+                for n in _parts(whole, pixels)
+                for each in [cost(n, outputs) for outputs in _parts(plan.outputs, share)]
+            ]
+            turned = min(-(-whole // pixels), threads) * turning // threads
+            found.append((_time(costs * images, threads) + turned, -share, pixels))
     _, share, pixels = min(found)
     return Tile(pixels, -share, threads, turns)
 
