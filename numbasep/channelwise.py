@@ -354,6 +354,16 @@ class Both:
     biases: tuple[Array, Array]
     fuse: bool | None
 
+    def planned(self, backend: str, *, fuse: bool | None = None) -> FusedPlan:
+        """Return the plan of both on a backend; fuse: instead of the caller's."""
+        asked = self.fuse if fuse is None else fuse
+        if backend == "cuda":
+            return planner.separable(self.first, self.second, asked, backend)
+        import numba
+
+        threads = numba.get_num_threads()
+        return planner.separable(self.first, self.second, asked, backend, threads)
+
 
 def plan_separable(
     call: Call,
@@ -425,7 +435,7 @@ def _separable(call: HostCall | DeviceCall, *arguments: Any) -> Any:
     def work(part: FusedPlan, image: Any, result: Any, more: dict[str, Any]) -> None:
         _run_separable(call, part, both.taps, matrix, both.biases, image, result, more)
 
-    plan = planner.separable(first, second, both.fuse, call.backend)
+    plan = both.planned(call.backend)
     size = first.y.out, first.x.out
     return call.compute(plan, second.outputs, size, second.output, work)
 
@@ -460,7 +470,7 @@ def _run_separable(
 def _separable_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     both = plan_separable(call, *arguments)
-    plan = planner.separable(both.first, both.second, both.fuse, call.backend)
+    plan = both.planned("cpu")
     compute, run = plan.pointwise.compute, call.module("fused").repeated(plan)
     zeros = zeros_of(both.first.filters, compute), zeros_of(both.second.outputs, compute)
     del both

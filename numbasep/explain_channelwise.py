@@ -14,7 +14,6 @@ from numbasep import calls, channelwise, devices
 from numbasep.explanation import Explanation, Launch, Way, described
 from numbasep.factorise import SeparableKernel
 from numbasep.plan import bands, bound, cuda_depthwise, cuda_fused, cuda_pointwise, traffic
-from numbasep.plan import channelwise as planner
 from numbasep.plan.channelwise import ITEMSIZE, DepthwisePlan, FusedPlan, PointwisePlan
 from numbasep.views import Device
 
@@ -359,7 +358,7 @@ def separable(x: Any, *args: Any, **options: Any) -> Explanation:
     ways: tuple[Way, ...] = ()
     if 0 not in seen:
         ways, reasons = _ways(both, place, biased)
-        plan = planner.separable(first, second, both.fuse, place.backend)
+        plan = both.planned(place.backend)
         notes += [*reasons, *_bands(call, plan)]
     dense = prod(seen) * first.channels * first.y.taps * first.x.taps
     return _explained(
@@ -373,8 +372,8 @@ def _ways(
 ) -> tuple[tuple[Way, ...], list[str]]:
     """Return one launch and two, and reasons for what is chosen."""
     first, second = both.first, both.second
-    plan = planner.separable(first, second, both.fuse, place.backend)
-    one = plan if plan.fused else planner.separable(first, second, True, place.backend)
+    plan = both.planned(place.backend)
+    one = plan if plan.fused else both.planned(place.backend, fuse=True)
     biases = biased[0] * first.filters + biased[1] * second.outputs
     fused = (_fused_launch(one, place, biases),) if one.fused else ()
     # Between them is a fresh array.

@@ -124,17 +124,14 @@ def choose(plan: FusedPlan, threads: int) -> Tile:
     """Return the tile for a plan."""
     first = plan.depthwise
     wide = np.dtype(first.compute).itemsize
-    room = cpu_tiles.L2_BYTES
-    if first.layout == "NCHW" and first.batch >= 2 * threads:
+    room, each = cpu_tiles.L2_BYTES, 2
+    if first.layout == "NCHW":
         # Whole planes are read at the speed of memory; parts of many planes are not, which costs
-        # more than a panel that leaves L2.
-        room *= 4
+        # more than a panel that leaves L2, and than an uneven end.
+        room, each = (4 * room, 2) if first.batch >= 2 * threads else (2 * room, 1)
     band = max(1, room // (first.filters * first.x.out * wide))
     total = first.batch * first.y.out
-    share = -(-total // (2 * threads))
-    if first.layout == "NCHW" and share < 3 * planes.ROWS:
-        # A plane's bands of few rows cost more than what an uneven end does.
-        share = -(-total // threads)
+    share = -(-total // (each * threads))
     band = min(band, max(share, planes.ROWS), first.y.out)
     bands, least = -(-first.y.out // band), depthwise.least_rows(first)
     # The last band has the fewest rows; with too few it would be packed.

@@ -327,10 +327,11 @@ def pointwise(
     )
 
 
-# The fewest tiles that keep the machine busy: one for each thread, or multiprocessor.
+# The fewest tiles that keep a machine busy: one for each multiprocessor, or thread at least.
 FEWEST_TILES = {"cuda": cuda_fused.MULTIPROCESSORS, "cpu": 2}
-# Bytes in which a tile of all channels must fit on the CPU, and the pointwise weights: half of L2.
-TILE_BYTES = 512 << 10
+# Bytes in which a tile of all channels must fit on the CPU, half of L2; and pointwise weights that
+# are read for one tile after the other.
+TILE_BYTES, WEIGHT_BYTES = 512 << 10, 640 << 10
 # Rows of the result that a thread takes at least.
 FEWEST_ROWS = 7
 # Pixels for each output channel up to which a CPU is faster in two passes; NHWC.
@@ -349,14 +350,20 @@ def _least(first: DepthwisePlan, second: PointwisePlan) -> int:
 
 @lru_cache(maxsize=1024)
 def separable(
-    first: DepthwisePlan, second: PointwisePlan, fuse: bool | None, backend: str
+    first: DepthwisePlan,
+    second: PointwisePlan,
+    fuse: bool | None,
+    backend: str,
+    threads: int = FEWEST_TILES["cpu"],
 ) -> FusedPlan:
     """Plan a depthwise convolution followed by a pointwise one, in one launch where that pays.
 
     Fusing pays when P pixels of all channels fit beside the machine's arithmetic, when they are
     enough that reading the pointwise weights again for each tile costs less than the intermediate
     in memory, and when there are tiles for every processor; on a CPU only where the pointwise
-    weights stay in a cache from tile to tile, and NHWC has several pixels for each output channel.
+    weights stay in a cache from tile to tile, or an image has one tile for each of its ``threads``,
+    and NHWC has several pixels for each output channel. Where the bits depend on it, the choice
+    does not depend on ``threads``.
     On CUDA the weights of small layers are not read again, and neither low-rank weights nor a
     window too large for shared memory are fused, whatever ``fuse`` is.
     """
@@ -368,9 +375,12 @@ def separable(
     least = _least(first, second)
     tiles = min(pixels // max(least, 1), first.batch * first.y.out // FEWEST_ROWS)
     weights = c * second.outputs * ITEMSIZE[first.compute]
+    fewest = FEWEST_TILES["cpu"]
+    if first.storage == first.compute:
+        fewest = max(fewest, threads)
     if fuse is not None:
         fused, why = fuse, f"fuse={fuse} was asked for"
-    elif weights > TILE_BYTES:
+    elif weights > WEIGHT_BYTES and (first.batch > 1 or first.layout == "NHWC"):
         fused = False
         why = f"two passes: the pointwise weights, {weights:,} bytes, leave the cache between tiles"
     elif first.layout == "NHWC" and pixels < CACHED_PIXELS * second.outputs:
@@ -385,7 +395,7 @@ def separable(
             f"two passes: {most} pixels of {c} channels fit in a tile, and rereading the pointwise "
             f"weights pays from {least}"
         )
-    elif tiles < FEWEST_TILES["cpu"]:
+    elif tiles < fewest:
         fused = False
         why = f"two passes: {tiles} tiles leave processors idle"
     else:
@@ -393,7 +403,7 @@ def separable(
         why = f"one launch: {most} pixels of {c} channels fit in a tile, {least} pay"
     if not fused:
         return FusedPlan(first, second, False, 0, why)
-    tile = max(1, min(most, -(-pixels // FEWEST_TILES["cpu"])))
+    tile = max(1, min(most, -(-pixels // fewest)))
     return FusedPlan(*_unrounded(first, second), True, tile, why)
 
 
