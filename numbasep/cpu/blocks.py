@@ -477,39 +477,6 @@ def make_split(*, masked: bool) -> Any:
 
 
 @intrinsic
-def transpose(
-    context: Any, src: Any, src_pitch: Any, dst: Any, dst_pitch: Any, compute: Any
-) -> Any:
-    """``dst[j][i] = src[i][j]`` for as many rows and columns as a vector has elements."""
-    computed = simd.name_of(compute)
-    signature = types.void(*[types.int64] * 4, compute)
-
-    def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
-        src, src_pitch, dst, dst_pitch = args[:4]
-        e = Emitter(b, computed, lanes_of(computed))
-        half, kind = e.lanes // 2, ir.VectorType(I32, e.lanes)
-        front, back = (
-            ir.Constant(kind, [start + i // 2 + i % 2 * e.lanes for i in range(e.lanes)])
-            for start in (0, half)
-        )
-        rows = [
-            e.load(b.add(src, b.mul(src_pitch, e.const(i))), computed)[0] for i in range(e.lanes)
-        ]
-        # Each round interleaves the rows of the first half with those of the second.
-        for _round in range(half.bit_length()):
-            rows = [
-                b.shuffle_vector(rows[i], rows[i + half], part)
-                for i in range(half)
-                for part in (front, back)
-            ]
-        for j, row in enumerate(rows):
-            e.store([row], b.add(dst, b.mul(dst_pitch, e.const(j))), computed)
-        return ctx.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
 def vector_lanes(context: Any, compute: Any) -> Any:
     """Return the number of elements of a vector register."""
     count = lanes_of(simd.name_of(compute))

@@ -13,7 +13,7 @@ from typing import Any
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, simd
+from numbasep.cpu import atomics, blocks, compiled, simd, transposes
 from numbasep.cpu.channels import (
     APART,
     ARRANGE,
@@ -197,7 +197,7 @@ def arrange(src: int, dst: int, pitch: int, n: int, taps: int, compute: Any) -> 
             while t < taps:
                 t = min(t, taps - lanes)
                 to = dst + t * pitch + f * wide
-                blocks.transpose(src + (f * taps + t) * wide, taps * wide, to, pitch, compute)
+                transposes.transpose(src + (f * taps + t) * wide, taps * wide, to, pitch, compute)
                 t += lanes
             f += lanes
         else:

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, jobs, queues, simd, turning
+from numbasep.cpu import atomics, blocks, compiled, jobs, queues, simd, transposes, turning
 from numbasep.cpu.channels import (
     ACTIVATED,
     Prepared,
@@ -43,6 +43,9 @@ mix_two = blocks.make_mix(ROWS, 2)
 mix_one = blocks.make_mix(ROWS, 1)
 mix_edge = blocks.make_mix(ROWS, VECTORS, masked=True)
 mix_row = blocks.make_mix(1, VECTORS, masked=True)
+columns_one = transposes.make_mix_columns(1)
+columns_two = transposes.make_mix_columns(2)
+columns_four = transposes.make_mix_columns(4)
 copy = blocks.make_move(masked=False)
 
 # The geometry of a product: bytes between rows and between channels of the left factor, between
@@ -58,9 +61,9 @@ LOOSE, IN_BLOCKS = 0, -1
 # Columns that are packed at a time, and the most bytes of them: they stay in L2.
 PACKED, PACKED_BYTES = 128, 96 << 10
 # Rows of a product up to which its columns are read where they are, if they do not displace each
-# other from the caches: their distance is no multiple of so many bytes. Vectors as long as a cache
-# line are fast enough anyway.
-FEW, DISPLACED = 8 * ROWS, 2048
+# other from the caches: their distance is no multiple of so many bytes. In vectors as long as a
+# cache line they always are.
+FEW, DISPLACED = (8 * ROWS, 2048) if simd.VECTOR < simd.LINE else (1 << 62, 1 << 62)
 
 # Bytes of pixels that are read again from the last cache for each share of the outputs.
 NEAR_BYTES = 4 << 20
@@ -107,6 +110,29 @@ def pack_block(
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def mix_last(
+    a: int, a_row: int, b: int, b_step: int, count: int, c: int, c_row: int, bias: int,
+    bounds: int, rows: int, n: int, compute: Any,
+) -> None:  # fmt: skip
+    """The last one, two or four columns of a product: in vectors of rows, not of columns.
+
+    The elements that vectors of rows have for a channel come together in registers.
+    """
+    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
+    r = 0
+    while r < rows:
+        at = min(r, rows - lanes)
+        left, to, shift = a + at * a_row, c + at * c_row, bias + at * wide
+        if n == 1:
+            columns_one(left, a_row, b, b_step, count, to, c_row, shift, bounds, compute)
+        elif n == 2:
+            columns_two(left, a_row, b, b_step, count, to, c_row, shift, bounds, compute)
+        else:
+            columns_four(left, a_row, b, b_step, count, to, c_row, shift, bounds, compute)
+        r += lanes
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def mix_block(
     g: int, a: int, b: int, packed: int, c: int, bias: int, rows: int, n: int, compute: Any,
     spec: Any, plain: Any,
@@ -124,8 +150,13 @@ def mix_block(
     by_row = wide if blocks.number_of(spec) == 1 else 0
     by_column = wide - by_row
     width, start, end, x = atomics.peek(g + 8 * WIDTH), 0, 0, 0
+    few = by_row != 0 and a_step == wide and rows >= lanes and count % lanes == 0
     while x < n:
         more = n - x
+        if few and (more == 1 or more == 2 or more == 4):
+            src, dst = b + x * wide, c + x * wide
+            mix_last(a, a_row, src, b_step, count, dst, c_row, bias, bounds, rows, more, compute)
+            break
         vectors = min(-(-more // lanes), VECTORS)
         right = b + x // block * b_step * count if packed == IN_BLOCKS else b + x * wide
         again = max(vectors * lanes - more, 0)
@@ -486,7 +517,7 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
     line = (-(-tile.pixels * wide // 64) | 1) * 64
     between = pitch or (line if packs else plan.pixels * wide)
     columns = block * max(1, min(PACKED // block, PACKED_BYTES // (block * row)))
-    if simd.VECTOR == simd.LINE or (tile.share <= FEW and between % DISPLACED):
+    if tile.share <= FEW and between % DISPLACED:
         columns = 0
     geometry = np.zeros((3, GEOMETRY_SIZE), np.int64)
     geometry[0] = (

@@ -20,7 +20,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, pointwise, pool, products, queues, simd
+from numbasep.cpu import (
+    atomics,
+    blocks,
+    compiled,
+    pointwise,
+    pool,
+    products,
+    queues,
+    simd,
+    transposes,
+)
 from numbasep.cpu.channels import Prepared, bounds_of, move_row
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
@@ -57,7 +67,7 @@ def pack_plane(src: int, dst: int, pixels: int, n: int, pitch: int, row: int, co
         while p < pixels:
             # The last pixels once more.
             p = min(p, pixels - lanes)
-            blocks.transpose(
+            transposes.transpose(
                 src + c * pitch + p * wide, pitch, dst + p * row + c * wide, row, compute
             )
             p += lanes

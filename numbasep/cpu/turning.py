@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import atomics, blocks, compiled, jobs, queues, simd
+from numbasep.cpu import atomics, blocks, compiled, jobs, queues, simd, transposes
 from numbasep.cpu.channels import Prepared
 from numbasep.cpu.passes import move
 
@@ -33,7 +33,7 @@ def turn_blocks(weight: int, dst: int, rows: int, channels: int, block: int, com
                 while c < channels:
                     c = min(c, channels - lanes)
                     at = to + (c * block + r) * wide
-                    blocks.transpose(row + c * wide, pitch, at, block * wide, compute)
+                    transposes.transpose(row + c * wide, pitch, at, block * wide, compute)
                     c += lanes
                 r += lanes
         while r < last:

@@ -96,16 +96,18 @@ def test_pointwise_tiles(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("activation", [None, "hardswish"])
+@pytest.mark.parametrize("channels", [3, 32])
 def test_pointwise_ends(
-    layout: str, activation: str | None, monkeypatch: pytest.MonkeyPatch
+    layout: str, activation: str | None, channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows and columns that are no whole blocks, of whole numbers; packed alone and with others."""
     monkeypatch.setattr(pointwise, "prepare", pointwise.prepare.__wrapped__)
-    planar, channels = layout == "NCHW", 3
-    for packed, outputs, pixels in product(
-        (16, 48), (1, 5, 6, 13, 24), (1, 7, 8, 9, 15, 16, 17, 24, 33, 49, 90)
+    planar = layout == "NCHW"
+    for few, packed, outputs, pixels in product(
+        (0, 16), (16, 48), (1, 5, 6, 13, 24, 37), (1, 7, 8, 9, 15, 16, 17, 18, 24, 33, 49, 52, 90)
     ):
         monkeypatch.setattr(pointwise, "PACKED", packed)
+        monkeypatch.setattr(pointwise, "FEW", few)
         shape = (2, channels, 1, pixels) if planar else (2, 1, pixels, channels)
         plan = planner.pointwise(
             shape, "float32", (outputs, channels), "float32", layout=layout, activation=activation
