@@ -154,6 +154,8 @@ class HostCall(Call):
         """Return another image in the layout of ``x``, as ``image`` does."""
         array, kind = arrays.adopt(argument, value)
         check_companion(argument, kind.name, self.kind.name, checks.name_of(array.dtype), self)
+        if self.out is not None and np.may_share_memory(array, self.out):
+            array = array.copy()
         return self._dense(np.moveaxis(array, -3, -1) if self.turned else array)
 
     def _dense(self, x: Array) -> Any:
@@ -222,8 +224,8 @@ class HostCall(Call):
         if self.out is not None:
             arrays.check_out(self.out, shape, dtype)
             flags = self.out.flags
-            if flags.c_contiguous and flags.aligned and self.out.dtype.isnative:
-                # Weights are written when all images have been read: they may share memory.
+            usable = flags.c_contiguous and flags.aligned and self.out.dtype.isnative
+            if usable and not np.may_share_memory(self.x, self.out):
                 made = self.out
         self.result = made
         if self.backend == "cpu":

@@ -15,7 +15,9 @@ from llvmlite import ir
 
 from numbasep.cpu.simd import FLOAT, I32, I64
 
-NONE, SILU, HARDSWISH, GELU = range(4)
+NONE, SILU, HARDSWISH, GELU, RELU, RELU6 = range(6)
+# Those whose slope ``sloped`` knows.
+SLOPES = {"relu": RELU, "relu6": RELU6, "silu": SILU, "hardswish": HARDSWISH, "gelu": GELU}
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,32 @@ def activate(e: Any, x: Any, activation: int) -> Any:
         part = error_function(e, b.fmul(x, e.fill(2**-0.5)))
         return b.fmul(b.fmul(x, e.fill(0.5)), b.fadd(one, part))
     return x
+
+
+def sloped(e: Any, given: Any, x: Any, activation: int) -> Any:
+    """Return a vector of gradients times the slope of an activation.
+
+    x: its results for relu and relu6, which have no slope at 0 and 6; else what it was given.
+    """
+    b, zero, one = e.b, e.fill(0.0), e.fill(1.0)
+    if activation in (RELU, RELU6):
+        made = b.select(b.fcmp_ordered("<=", x, zero), zero, given)
+        if activation == RELU6:
+            made = b.select(b.fcmp_ordered(">=", x, e.fill(6.0)), zero, made)
+        return made
+    if activation == SILU:
+        part = b.fdiv(one, b.fadd(one, exponential(e, b.fneg(x))))
+        rest = b.fadd(one, b.fmul(x, b.fsub(one, part)))
+        return b.fmul(b.fmul(given, part), rest)
+    if activation == HARDSWISH:
+        made = b.fmul(given, b.fadd(b.fdiv(x, e.fill(3.0)), e.fill(0.5)))
+        made = b.select(b.fcmp_ordered("<", x, e.fill(-3.0)), zero, made)
+        return b.select(b.fcmp_ordered(">", x, e.fill(3.0)), given, made)
+    # Of x * (1 + erf(x / sqrt(2))) / 2.
+    below = b.fmul(e.fill(0.5), b.fadd(one, error_function(e, b.fmul(x, e.fill(2**-0.5)))))
+    power = exponential(e, b.fmul(e.fill(-0.5), b.fmul(x, x)))
+    density = b.fmul(power, e.fill((2 * math.pi) ** -0.5))
+    return b.fmul(given, e.multiply_add(x, density, below))
 
 
 def exponential(e: Any, x: Any) -> Any:

@@ -35,7 +35,8 @@ def number_tag(number: int) -> NDArray[Any]:
     return np.empty(0, f"S{number + 1}")
 
 
-def _number(array: Any) -> int:
+def tagged(array: Any) -> int:
+    """Return the number that a tag names, of its Numba type."""
     return int(array.dtype.count) - 1
 
 
@@ -179,7 +180,7 @@ def make_plane(rows: int, vectors: int, *, ends: int, shared: bool) -> Any:
         context: Any, g: Any, src: Any, taps: Any, bias: Any, dst: Any, pitch: Any, apart: Any,
         n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd.name_of(compute), _number(spec)
+        computed, number = simd.name_of(compute), tagged(spec)
         signature = types.void(*[types.int64] * 8, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -285,7 +286,7 @@ def make_pixels(pixels: int, vectors: int, *, masked: bool, pointed: bool = Fals
         context: Any, g: Any, table: Any, x: Any, taps: Any, bias: Any, dst: Any, n: Any,
         compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd.name_of(compute), _number(spec)
+        computed, number = simd.name_of(compute), tagged(spec)
         signature = types.void(*[types.int64] * 7, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -377,7 +378,7 @@ def make_mix(rows: int, vectors: int, *, masked: bool = False) -> Any:
         context: Any, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, count: Any, c: Any,
         c_row: Any, bias: Any, bounds: Any, n: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd.name_of(compute), _number(spec)
+        computed, number = simd.name_of(compute), tagged(spec)
         signature = types.void(*[types.int64] * 11, compute, spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
@@ -430,7 +431,7 @@ def make_move(*, masked: bool, padded: bool = False) -> Any:
     ) -> Any:
         stored, computed, out = (simd.name_of(one) for one in (storage, compute, output))
         signature = types.void(*[types.int64] * 3, storage, compute, output, spec)
-        number = _number(spec)
+        number = tagged(spec)
 
         def generate(ctx: Any, b: Any, _: Any, args: Any) -> Any:
             src, dst, n = args[:3]
@@ -490,7 +491,7 @@ def vector_lanes(context: Any, compute: Any) -> Any:
 @intrinsic
 def number_of(context: Any, spec: Any) -> Any:
     """Return the number that a tag names."""
-    count = _number(spec)
+    count = tagged(spec)
 
     def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
         return ir.Constant(I64, count)

@@ -14,9 +14,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from numbasep.cpu import blocks, compiled, pool, products, queues, simd
+from numbasep.cpu import blocks, combine, compiled, jobs, products, queues, simd
 from numbasep.cpu.channels import Prepared
-from numbasep.cpu.pool import address
+from numbasep.cpu.combine import clear
 from numbasep.plan import cpu_tiles
 from numbasep.plan import gradients as planner
 from numbasep.plan.channelwise import DepthwisePlan
@@ -76,6 +76,7 @@ def work(numbers: int, queued: int, own: int, scratch: int, storage: Any, comput
                 place = q[TOTALS] + (part * q[C] + c) * wide
                 products.total(to, products.SUMS, place, compute)
         else:
+            clear(q[TOTALS] + (part * q[C] + first) * wide, (last - first) * wide)
             for c in range(first, last, block):
                 src = q[GRAD] + (start * q[C] + c) * size
                 to = q[TOTALS] + (part * q[C] + c) * wide
@@ -97,33 +98,41 @@ def driver(storage: str, compute: str) -> Any:
     return driver
 
 
-@lru_cache(maxsize=512)
-def prepare(plan: DepthwisePlan) -> tuple[Prepared, int]:
-    """Return what calls of a plan share, and the number of slices."""
+def steps(
+    plan: DepthwisePlan, threads: int, grad: str = "grad", out: str = "out"
+) -> tuple[list[jobs.Step], dict[str, int]]:
+    """Return the steps of a job that write the sum of each channel of ``grad`` into ``out``."""
     planar, pixels = plan.layout == "NCHW", plan.y.out * plan.x.out
     units = plan.batch if planar else plan.batch * pixels // LEAST + 1
     group = max(1, LEAST // pixels) if planar else CHANNELS
     group = min(group, plan.channels)
     groups = -(-plan.channels // group)
     slices = planner.slices(units, groups)
+    if plan.batch * plan.channels * pixels < cpu_tiles.ALONE:
+        threads = 1
     numbers = np.zeros(SLICES + 1, np.int64)
     numbers[C:] = (
         plan.channels, pixels, plan.batch, simd.itemsize(plan.storage), planar, group, groups,
         slices,
     )  # fmt: skip
-    return Prepared(numbers, groups * slices, products.SUMS * simd.VECTOR, 1, ()), slices
+    made = Prepared(numbers, groups * slices, products.SUMS * simd.VECTOR, threads, ())
+    function = driver(plan.storage, plan.compute).address
+    if slices == 1 and plan.storage == plan.compute:
+        return [jobs.step(made, function, grad, out)], {}
+    totals, count = f"sums of {grad}", plan.channels
+    added = combine.step(
+        totals, out, plan.compute, plan.storage, threads, slices, count, 1, count, count, (0, 1)
+    )
+    size = slices * count * np.dtype(plan.compute).itemsize
+    return [jobs.step(made, function, grad, totals), added], {totals: size}
+
+
+@lru_cache(maxsize=512)
+def job(plan: DepthwisePlan, threads: int) -> jobs.Job:
+    """Return what to do with ``grad`` and ``out``."""
+    return jobs.job(("grad", "out"), *steps(plan, threads))
 
 
 def run(plan: DepthwisePlan, grad: Array, out: Array) -> None:
     """Write the sum of each channel of ``grad`` into ``out``, of as many elements."""
-    made, slices = prepare(plan)
-    totals = np.zeros((slices, plan.channels), plan.compute)
-    numbers = made.numbers.copy()
-    numbers[:C] = address(grad), address(totals)
-    threads = 1 if grad.size < cpu_tiles.ALONE else numba.get_num_threads()
-    pool.run(
-        driver(plan.storage, plan.compute).address, numbers, (made.items,), made.scratch, threads,
-        (grad, totals, numbers, made),
-    )  # fmt: skip
-    total = totals[0] if slices == 1 else totals.sum(0)
-    np.copyto(out, total.reshape(out.shape), casting="unsafe")
+    job(plan, numba.get_num_threads()).run(grad, out)

@@ -372,9 +372,17 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
 ARRAYS = "image", "out", "columns", "rows", "bias"
 
 
-def step(plan: DepthwisePlan, tile: Tile, out: str = "out", bias: str = "bias") -> jobs.Step:
-    """Return a plan's step of a job; names of the result and the bias."""
-    return jobs.step(prepare(plan, tile), driver().address, "image", out, "columns", "rows", bias)
+def step(
+    plan: DepthwisePlan,
+    tile: Tile,
+    out: str = "out",
+    bias: str = "bias",
+    image: str = "image",
+    taps: str = "",
+) -> jobs.Step:
+    """Return a plan's step of a job; names of the arrays, taps: of dense ones."""
+    columns, rows = (taps, taps) if taps else ("columns", "rows")
+    return jobs.step(prepare(plan, tile), driver().address, image, out, columns, rows, bias)
 
 
 def job(plan: DepthwisePlan, tile: Tile) -> Job:

@@ -8,7 +8,6 @@ tap; the partial sums of slices and lanes are added at the end.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any
@@ -23,17 +22,20 @@ from numbasep.cpu import (
     atomics,
     blocks,
     channel_sums,
+    combine,
     compiled,
     depthwise,
     interleave,
-    pool,
+    jobs,
+    picks,
     products,
     queues,
     simd,
-)
+)  # fmt: skip
 from numbasep.cpu.channels import (
     BAND,
     BANDS,
+    BIAS,
     BOUNDARY,
     DY,
     IMAGE,
@@ -50,6 +52,7 @@ from numbasep.cpu.channels import (
     W,
     rounded,
 )  # fmt: skip
+from numbasep.cpu.combine import clear
 from numbasep.cpu.depthwise import Tile, row_bytes
 from numbasep.cpu.passes import map_index
 from numbasep.cpu.planes import clear_band, pack_band
@@ -70,13 +73,13 @@ pixels_edge = products.make_pixels(masked=True)
 # Output rows of a unit of work in pixels, and channels of a group.
 PIXEL_ROWS, PIXEL_CHANNELS = 4, 128
 
-# Places of the numbers that describe a weight gradient: those of the correlation, addresses; then
-# filters of a channel, channels of a group, groups, units, slices, taps in whole blocks; bytes from
-# one output to the next in what is multiplied; the pixels of a row that taps read; where a thread
-# has the sums of planes' filters, vectors of columns.
+# Places of the numbers that describe a weight gradient: addresses; then filters of a channel,
+# channels of a group, groups, units, slices, taps in whole blocks; bytes from one output to the
+# next in what is multiplied; the pixels of a row that taps read; where a thread has the sums of
+# planes' filters, vectors of columns. Then come the numbers of the correlation.
 (
-    CORRELATION, GRAD, SUMS, FILL, OFFSETS,
-    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN, VECTORS_AT,
+    GRAD, SUMS, FILL, OFFSETS,
+    M, GROUP, GROUPS, UNITS, SLICES, TAPS, STEP_Y, STEP_X, SPAN, VECTORS_AT, CORRELATION,
 ) = range(15)  # fmt: skip
 
 
@@ -86,7 +89,7 @@ def plane_work(
 ) -> None:
     """Take slices of groups of channels until there are none; NCHW."""
     q = simd.as_pointer(numbers)
-    p = simd.as_pointer(q[CORRELATION])
+    p = simd.as_pointer(numbers + 8 * CORRELATION)
     lanes = blocks.vector_lanes(compute)
     vector, size = lanes * simd.size_of(compute), simd.size_of(storage)
     full, filters, g_row = p[OW] // lanes, p[C] * q[M], p[OW] * size
@@ -135,7 +138,7 @@ def pixel_work(
 ) -> None:
     """Take slices of groups of channels until there are none; NHWC."""
     q = simd.as_pointer(numbers)
-    p = simd.as_pointer(q[CORRELATION])
+    p = simd.as_pointer(numbers + 8 * CORRELATION)
     lanes = blocks.vector_lanes(compute)
     wide, size = simd.size_of(compute), simd.size_of(storage)
     pixel, span = p[C] * size, q[SPAN]
@@ -147,6 +150,9 @@ def pixel_work(
         group, part = item % q[GROUPS], item // q[GROUPS]
         first = group * q[GROUP]
         last = min(first + q[GROUP], p[C])
+        for tap in range(q[TAPS]):
+            to = q[SUMS] + ((part * q[TAPS] + tap) * p[C] + first) * wide
+            clear(to, (last - first) * wide)
         for unit in range(part * q[UNITS] // q[SLICES], (part + 1) * q[UNITS] // q[SLICES]):
             band, n = unit % bands, unit // bands
             y0 = band * PIXEL_ROWS
@@ -201,9 +207,13 @@ def driver(planar: bool, storage: str, compute: str) -> Any:
     return driver
 
 
-@lru_cache(maxsize=512)
-def prepare(plan: DepthwisePlan) -> tuple[Prepared, Prepared]:
-    """Return what calls of a plan share: of the correlation, and of its weight gradient."""
+def weight_steps(
+    plan: DepthwisePlan, threads: int, image: str = "image", grad: str = "grad", out: str = "out"
+) -> tuple[list[jobs.Step], dict[str, int]]:
+    """Return the steps of a job that write the gradient to the weight into ``out``.
+
+    Pixels (NHWC) have one filter for each channel.
+    """
     planar = plan.layout == "NCHW"
     alone = replace(plan, multiplier=1, output=plan.compute)
     band = depthwise.choose(alone, 1).band
@@ -231,15 +241,48 @@ def prepare(plan: DepthwisePlan) -> tuple[Prepared, Prepared]:
     offsets = np.pad(offsets, (0, -len(offsets) % BLOCK), "edge")
     groups = -(-plan.channels // group)
     slices = planner.slices(units, groups)
-    numbers = np.zeros(VECTORS_AT + 1, np.int64)
+    taps, count = y.taps * x.taps, len(offsets)
+    if plan.batch * plan.filters * y.out * x.out * count < cpu_tiles.ALONE:
+        threads = 1
     scratch = rounded(scratch + 64)
+    numbers = np.zeros(CORRELATION, np.int64)
     numbers[FILL:] = (
-        address(fill), address(offsets), plan.multiplier, group, groups, units, slices,
-        len(offsets), *steps, span, scratch,
+        address(fill), address(offsets), plan.multiplier, group, groups, units, slices, count,
+        *steps, span, scratch,
     )  # fmt: skip
     if planar:
-        scratch += group * plan.multiplier * len(offsets) * simd.VECTOR
-    return one, Prepared(numbers, groups * slices, scratch, 1, (fill, offsets))
+        scratch += group * plan.multiplier * count * simd.VECTOR
+    made = Prepared(
+        np.concatenate([numbers, one.numbers]), groups * slices, scratch, threads,
+        (fill, offsets, one),
+    )  # fmt: skip
+    function = driver(planar, plan.storage, plan.compute).address
+
+    def step(sums: str) -> jobs.Step:
+        places = (GRAD, grad), (SUMS, sums), (CORRELATION + IMAGE, image)
+        return jobs.Step(made, function, places)
+
+    whole = planar and count == taps
+    if whole and slices == 1 and plan.storage == plan.compute:
+        return [step(out)], {}
+    size = slices * plan.filters * count * wide
+    shape: tuple[Any, ...] = plan.filters, taps, count, (taps, 1)
+    if whole:
+        shape = 1, plan.filters * taps, plan.filters * taps, (0, 1)
+    elif not planar:
+        shape = taps, plan.channels, plan.channels, (1, taps)
+    # The sums of a slice may have more rows than are added up: whole blocks of taps.
+    pitch = plan.filters * count
+    added = combine.step(
+        "tap sums", out, plan.compute, plan.storage, threads, slices, pitch, *shape
+    )
+    return [step("tap sums"), added], {"tap sums": size}
+
+
+@lru_cache(maxsize=512)
+def weight_job(plan: DepthwisePlan, threads: int) -> jobs.Job:
+    """Return what to do with ``image``, ``grad`` and ``out``."""
+    return jobs.job(("image", "grad", "out"), *weight_steps(plan, threads))
 
 
 def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, out: Array) -> None:
@@ -254,39 +297,84 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
         # Vectors of filters would need channels repeated.
         image, grad = (np.ascontiguousarray(np.moveaxis(one, -1, 1)) for one in (image, grad))
         plan = replace(plan, layout="NCHW")
-    one, made = prepare(plan)
-    planar = plan.layout == "NCHW"
-    taps, slices = int(made.numbers[TAPS]), int(made.numbers[SLICES])
-    shape = (plan.filters, taps) if planar else (taps, plan.channels)
-    sums = (np.empty if planar else np.zeros)((slices, *shape), plan.compute)
-    correlation = one.numbers.copy()
-    correlation[IMAGE] = address(image)
-    numbers = made.numbers.copy()
-    numbers[:FILL] = address(correlation), address(grad), address(sums)
-    threads = numba.get_num_threads()
-    if grad.size * taps < cpu_tiles.ALONE:
-        threads = 1
-    pool.run(
-        driver(planar, plan.storage, plan.compute).address, numbers, (made.items,), made.scratch,
-        threads, (image, grad, sums, correlation, numbers, one, made),
-    )  # fmt: skip
-    total = sums[0] if slices == 1 else sums.sum(0)
-    total = (total if planar else total.T)[:, : plan.y.taps * plan.x.taps]
-    np.copyto(out, total.reshape(out.shape), casting="unsafe")
+    weight_job(plan, numba.get_num_threads()).run(image, grad, out)
+
+
+# Bytes of all phases of a stride that are kept until they are interleaved: they stay in a cache.
+PHASES = 4 << 20
+
+
+def input_steps(
+    plan: DepthwisePlan, threads: int, grad: str = "grad", weight: str = "weight", out: str = "out"
+) -> tuple[list[jobs.Step], dict[str, int]] | None:
+    """Return the steps of a job that write the gradient to the input into ``out``.
+
+    None where other code does that: several filters of a channel, padding that copies, a gradient
+    whose first elements belong to no element of the image.
+    """
+    (top, bottom), (left, right) = planner.padded(plan)
+    down, across = planner.phases(plan.y, top, bottom), planner.phases(plan.x, left, right)
+    pairs = [(one, two) for one in down for two in across]
+    if plan.boundary != boundaries.FILL or plan.multiplier != 1:
+        return None
+    for one, two in pairs:
+        y, x = one.axis, two.axis
+        if not (y.taps and x.taps) or y.origin > 0 or x.origin > 0:
+            return None
+    wide = np.dtype(plan.compute).itemsize
+    alone = len(pairs) == 1
+    output = plan.output if alone else plan.compute
+    found: list[jobs.Step] = []
+    between: dict[str, int] = {}
+    names = []
+    for k, (one, two) in enumerate(pairs):
+        y, x = one.axis, two.axis
+        taps, part = f"taps {k}", out if alone else f"phase {k}"
+        chosen = [i * plan.x.taps + j for i in one.taps for j in two.taps]
+        row = plan.y.taps * plan.x.taps
+        found.append(picks.step(weight, taps, plan.compute, threads, plan.filters, row, chosen))
+        between[taps] = plan.filters * len(chosen) * wide
+        phase = replace(plan, y=y, x=x, output=output)
+        made = depthwise.step(phase, depthwise.choose(phase, threads), part, "", grad, taps)
+        found.append(jobs.with_zeros(made, BIAS, plan.filters, plan.compute))
+        if not alone:
+            between[part] = plan.batch * plan.channels * y.out * x.out * wide
+            names.append(part)
+    if not alone:
+        size = (plan.channels, bottom, right)
+        shape = (plan.batch, *(size if plan.layout == "NCHW" else (*size[1:], size[0])))
+        found.append(
+            interleave.step(
+                names, out, shape, len(down), len(across), plan.layout, plan.compute, plan.output,
+                threads,
+            )
+        )  # fmt: skip
+    return found, between
+
+
+@lru_cache(maxsize=512)
+def input_job(plan: DepthwisePlan, threads: int) -> jobs.Job | None:
+    """Return what to do with ``grad``, ``weight`` and ``out``, where ``input_steps`` knows it."""
+    found = input_steps(plan, threads)
+    return None if found is None else jobs.job(("grad", "weight", "out"), *found)
 
 
 def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Array) -> None:
     """Write the gradient to the input into ``out``; see ``plan.gradients``."""
+    images = plan.batch
+    if plan.y.stride * plan.x.stride > 1 and out.size:
+        images = min(max(1, PHASES // (out[0].size * np.dtype(plan.compute).itemsize)), images)
+    for start in range(0, plan.batch, images):
+        count = min(images, plan.batch - start)
+        made = input_job(replace(plan, batch=count), numba.get_num_threads())
+        if made is None:
+            break
+        made.run(grad[start : start + count], weight, out[start : start + count])
+    else:
+        return
     (top, bottom), (left, right) = planner.padded(plan)
     down, across = planner.phases(plan.y, top, bottom), planner.phases(plan.x, left, right)
-    # Filters of a channel, what padding copied, and phases come together before the rounding.
-    if plan.boundary == boundaries.FILL and len(down) == len(across) == plan.multiplier == 1:
-        _correlate(plan, down[0], across[0], grad, weight, out, plan.output)
-        return
     planar = plan.layout == "NCHW"
-    if plan.boundary == boundaries.FILL and plan.multiplier == 1:
-        _by_phases(plan, down, across, grad, weight, out)
-        return
     height, width = bottom - top, right - left
 
     def fresh(channels: int, rows: int, columns: int) -> Array:
@@ -308,47 +396,6 @@ def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Arr
         for axis, places in ((plan.y, 2 if planar else 1), (plan.x, 3 if planar else 2)):
             whole = _folded(whole, places, planner.folds(axis, plan.boundary))
     np.copyto(out, whole, casting="unsafe")
-
-
-# Bytes of all phases of some images: they stay in a cache until they are interleaved.
-PHASES = 4 << 20
-
-
-def _by_phases(
-    plan: DepthwisePlan,
-    down: tuple[Phase, ...],
-    across: tuple[Phase, ...],
-    grad: Array,
-    weight: Array,
-    out: Array,
-) -> None:
-    """Write the gradient of a convolution with a stride: some images at a time, phase by phase."""
-    wide = np.dtype(plan.compute).itemsize
-    images = min(max(1, PHASES // (out[0].size * wide)), plan.batch)
-    shapes = [
-        (images, plan.channels, one.axis.out, two.axis.out)
-        if plan.layout == "NCHW"
-        else (images, one.axis.out, two.axis.out, plan.channels)
-        for one in down
-        for two in across
-    ]
-    ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-    memory = pool.between(ends[-1] * wide)[: ends[-1] * wide].view(plan.compute)
-    parts = [
-        memory[end - math.prod(shape) : end].reshape(shape)
-        for end, shape in zip(ends, shapes, strict=True)
-    ]
-    for start in range(0, plan.batch, images):
-        count = min(images, plan.batch - start)
-        some = replace(plan, batch=count)
-        given, made = grad[start : start + count], [one[:count] for one in parts]
-        for place, part in enumerate(made):
-            one, two = down[place // len(across)], across[place % len(across)]
-            _correlate(some, one, two, given, weight, part, plan.compute)
-        interleave.run(
-            made, out[start : start + count], len(down), len(across), plan.layout, plan.compute,
-            plan.output,
-        )  # fmt: skip
 
 
 def _filters_added(part: Array, multiplier: int, axis: int) -> Array:

@@ -6,34 +6,29 @@ element of the last axis is one number (planes: NCHW) or all channels of a pixel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from numbasep.cpu import blocks, compiled, pool, products, queues, simd
-from numbasep.cpu.channels import move_edge, move_row
-from numbasep.cpu.pool import address
-from numbasep.plan import cpu_tiles
-
-Array = NDArray[Any]
+from numbasep.cpu import blocks, compiled, jobs, products, queues, simd
+from numbasep.cpu.channels import Prepared, move_edge, move_row
 
 zip_full = products.make_zip(masked=False)
 zip_edge = products.make_zip(masked=True)
 
-# Places of the numbers: addresses of the result and of the parts' addresses; rows and columns of
-# the result, elements of a pixel, phases down and across.
-OUT, PARTS, HEIGHT, WIDTH, INNER, DOWN, ACROSS = range(7)
+# Places of the numbers: address of the result; its rows and columns, elements of a pixel, phases
+# down and across; the addresses of the parts.
+OUT, HEIGHT, WIDTH, INNER, DOWN, ACROSS, PARTS = range(7)
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(numbers: int, queued: int, own: int, compute: Any, output: Any, spec: Any) -> None:
     """Take images, or planes, until there are none."""
     q = simd.as_pointer(numbers)
-    parts = simd.as_pointer(q[PARTS])
+    parts = simd.as_pointer(numbers + 8 * PARTS)
     lanes = blocks.vector_lanes(compute)
     wide, size = simd.size_of(compute), simd.size_of(output)
     down, across, inner, width = q[DOWN], q[ACROSS], q[INNER], q[WIDTH]
@@ -83,24 +78,17 @@ def driver(compute: str, output: str) -> Any:
     return driver
 
 
-def run(
-    parts: list[Array], out: Array, down: int, across: int, layout: str, compute: str, output: str
-) -> None:
-    """Write the image of ``parts``, phases down by phases across, into ``out``."""
+def step(
+    parts: Sequence[str], out: str, shape: tuple[int, ...], down: int, across: int, layout: str,
+    compute: str, output: str, threads: int,
+) -> jobs.Step:  # fmt: skip
+    """Return the step of a job that writes the image of ``parts``, phases down by phases across."""
     if layout == "NCHW":
-        images, height, width, inner = out.shape[0] * out.shape[1], *out.shape[2:], 1
+        images, height, width, inner = shape[0] * shape[1], *shape[2:], 1
     else:
-        images, height, width, inner = out.shape
-    places = np.array([address(one) for one in parts], np.int64)
-    numbers = np.array(
-        [address(out), address(places), height, width, inner, down, across], np.int64
-    )
-    threads = 1 if out.size < cpu_tiles.ALONE else numba.get_num_threads()
-    pool.run(
-        driver(compute, output).address,
-        numbers,
-        (images,),
-        64,
-        threads,
-        (parts, out, places, numbers),
-    )
+        images, height, width, inner = shape
+    numbers = np.zeros(PARTS + len(parts), np.int64)
+    numbers[HEIGHT:PARTS] = height, width, inner, down, across
+    made = Prepared(numbers, images, 64, threads, ())
+    places = (OUT, out), *enumerate(parts, PARTS)
+    return jobs.Step(made, driver(compute, output).address, places)

@@ -15,7 +15,7 @@ for twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -45,6 +45,14 @@ class Step:
 def step(made: Prepared, function: int, *names: str) -> Step:
     """Return the step of a kernel whose first numbers are the addresses of arrays."""
     return Step(made, function, tuple(enumerate(names)))
+
+
+def with_zeros(one: Step, place: int, count: int, dtype: str) -> Step:
+    """Return a step with zeros as the array at a place of its numbers."""
+    zeros, numbers = np.zeros(count, dtype), one.made.numbers.copy()
+    numbers[place] = pool.address(zeros)
+    made = replace(one.made, numbers=numbers, owners=(one.made.owners, zeros))
+    return Step(made, one.function, tuple(pair for pair in one.places if pair[0] != place))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,15 +23,16 @@ from numpy.typing import NDArray
 from numbasep.cpu import (
     atomics,
     blocks,
+    combine,
     compiled,
+    jobs,
     pointwise,
-    pool,
-    products,
     queues,
     simd,
     transposes,
-)
+)  # fmt: skip
 from numbasep.cpu.channels import Prepared, bounds_of, move_row
+from numbasep.cpu.combine import add_row, clear
 from numbasep.cpu.passes import move
 from numbasep.cpu.pool import address
 from numbasep.plan import cpu_tiles
@@ -44,9 +45,6 @@ Array = NDArray[Any]
 SHARE, CHUNK = 8 * pointwise.ROWS, 256
 # Elements of the sums of all slices, and items, enough for many threads.
 SUMMED, ITEMS = 1 << 18, 16
-
-sums_full = products.make_sums(1, masked=False)
-sums_edge = products.make_sums(1, masked=True)
 
 # Places of the numbers that describe a product: addresses of the factors, sums, zeros, geometry and
 # slices' first pixels; channels, outputs, panels of outputs in an item, groups of them; elements
@@ -104,18 +102,6 @@ def pack(
 
 
 @njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-def add_row(to: int, src: int, n: int, compute: Any) -> None:
-    """Add n elements to as many."""
-    lanes, wide = blocks.vector_lanes(compute), simd.size_of(compute)
-    for i in range(0, n, lanes):
-        at = i * wide
-        if i + lanes <= n:
-            sums_full(to + at, src + at, 0, 1, lanes, compute, compute)
-        else:
-            sums_edge(to + at, src + at, 0, 1, n - i, compute, compute)
-
-
-@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 def work(
     numbers: int, queued: int, own: int, scratch: int, storage: Any, compute: Any, spec: Any
 ) -> None:
@@ -133,6 +119,7 @@ def work(
         first = group * q[SHARES] * SHARE
         last = min(first + q[SHARES] * SHARE, q[COUT])
         sums, end = q[SUMS] + part * q[COUT] * q[C] * wide, atomics.peek(q[STARTS] + 8 * part + 8)
+        clear(sums + first * q[C] * wide, (last - first) * q[C] * wide)
         for start in range(atomics.peek(q[STARTS] + 8 * part), end, CHUNK):
             count = min(CHUNK, end - start)
             atomics.poke(geometry + 8 * pointwise.COUNT, count)
@@ -168,12 +155,19 @@ def driver(storage: str, compute: str) -> Any:
     return driver
 
 
-@lru_cache(maxsize=512)
-def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
-    """Return what calls of a plan share, and the number of slices."""
+def steps(
+    plan: PointwisePlan, threads: int, image: str = "image", grad: str = "grad", out: str = "out"
+) -> tuple[list[jobs.Step], dict[str, int]]:
+    """Return the steps of a job that write the gradient to the weight into ``out``.
+
+    Planes (NCHW) are of the compute dtype.
+    """
     wide, planar = np.dtype(plan.compute).itemsize, plan.layout == "NCHW"
+    storage = plan.compute if planar else plan.storage
     pixels, shares = plan.batch * plan.pixels, -(-plan.outputs // SHARE)
     slices = max(1, min(pixels // CHUNK, SUMMED // (plan.outputs * plan.channels), planner.PARTS))
+    if pixels * plan.outputs * plan.channels < 2 * cpu_tiles.ALONE:
+        threads = 1
     # The bits do not depend on groups: an output's sums are its own.
     together = -(-shares // -(-ITEMS // slices))
     groups = -(-shares // together)
@@ -191,11 +185,35 @@ def prepare(plan: PointwisePlan) -> tuple[Prepared, int]:
     numbers[ZEROS:] = (
         address(zeros), address(geometry), address(starts),
         pointwise.mixer(plan.compute, 2).address, plan.channels, plan.outputs, together, groups,
-        panel, plan.pixels, simd.itemsize(plan.storage), planar, left_at, result_at,
-        copy_at,
+        panel, plan.pixels, simd.itemsize(storage), planar, left_at, result_at, copy_at,
     )  # fmt: skip
     owners = bounds, geometry, zeros, starts
-    return Prepared(numbers, groups * slices, copy_at + 64, 1, owners), slices
+    made = Prepared(numbers, groups * slices, copy_at + 64, threads, owners)
+    function = driver(storage, plan.compute).address
+    if slices == 1 and plan.storage == plan.compute:
+        return [jobs.step(made, function, grad, image, out)], {}
+    count = plan.outputs * plan.channels
+    added = combine.step(
+        "matrix sums",
+        out,
+        plan.compute,
+        plan.storage,
+        threads,
+        slices,
+        count,
+        1,
+        count,
+        count,
+        (0, 1),
+    )
+    parts = jobs.step(made, function, grad, image, "matrix sums")
+    return [parts, added], {"matrix sums": slices * count * wide}
+
+
+@lru_cache(maxsize=512)
+def job(plan: PointwisePlan, threads: int) -> jobs.Job:
+    """Return what to do with ``image``, ``grad`` and ``out``."""
+    return jobs.job(("image", "grad", "out"), *steps(plan, threads))
 
 
 def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Array) -> None:
@@ -203,24 +221,6 @@ def run_weight_gradient(plan: PointwisePlan, image: Array, grad: Array, out: Arr
     if grad.size == 0:
         out[...] = 0
         return
-    made, slices = prepare(plan)
-    storage = plan.storage
     if plan.layout == "NCHW":
-        # Planes are packed in the compute dtype.
         image, grad = (np.ascontiguousarray(one, plan.compute) for one in (image, grad))
-        storage = plan.compute
-    direct = slices == 1 and out.dtype == np.dtype(plan.compute)
-    direct = direct and not any(np.may_share_memory(out, one) for one in (image, grad))
-    sums = out[None] if direct else np.empty((slices, plan.outputs, plan.channels), plan.compute)
-    sums[...] = 0
-    numbers = made.numbers.copy()
-    numbers[:ZEROS] = address(grad), address(image), address(sums)
-    threads = numba.get_num_threads()
-    if grad.size * plan.channels < 2 * cpu_tiles.ALONE:
-        threads = 1
-    pool.run(
-        driver(storage, plan.compute).address, numbers, (made.items,), made.scratch, threads,
-        (image, grad, sums, numbers, made),
-    )  # fmt: skip
-    if not direct:
-        np.copyto(out, sums.sum(0), casting="unsafe")
+    job(plan, numba.get_num_threads()).run(image, grad, out)

@@ -36,8 +36,8 @@ from numbasep.cpu import atomics, compiled, queues
 
 Array = NDArray[Any]
 
-# A thread keeps scratch memory up to this size between calls.
-KEPT_BYTES = 4 << 20
+# A thread keeps scratch memory up to this size between calls, and what steps leave to each other.
+KEPT_BYTES, BETWEEN_BYTES = 4 << 20, 16 << 20
 ALIGNMENT = 64
 
 # How often a thread without work looks for more before it sleeps: some 100 us.
@@ -275,7 +275,7 @@ def between(size: int) -> Array:
     kept: Array | None = getattr(_local, "between", None)
     if kept is None or kept.size < size:
         kept = np.empty(size, np.uint8)
-        if size <= KEPT_BYTES:
+        if size <= BETWEEN_BYTES:
             _local.between = kept
     return kept
 

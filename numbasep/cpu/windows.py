@@ -54,7 +54,7 @@ def make_window(rows: int, vectors: int, *, masked: bool, single: bool = False) 
         context: Any, g: Any, src: Any, row: Any, taps: Any, bias: Any, dst: Any, pitch: Any,
         x: Any, apart: Any, n: Any, ahead: Any, compute: Any, spec: Any,
     ) -> Any:  # fmt: skip
-        computed, number = simd.name_of(compute), blocks._number(spec)
+        computed, number = simd.name_of(compute), blocks.tagged(spec)
         kh, kw, stride = number // 100 % 10, number // 10 % 10, number % 10
         near = simd.PERMUTES and not number // FAR
         signature = types.void(*[types.int64] * 11, compute, spec)
