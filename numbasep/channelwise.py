@@ -146,11 +146,11 @@ def _depthwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
 def _depthwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     plan, _, _ = plan_depthwise(call, *arguments)
-    run, zeros = call.module("depthwise").repeated(plan), zeros_of(plan.filters, plan.compute)
+    found, zeros = call.module("depthwise").repeated(plan), zeros_of(plan.filters, plan.compute)
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         weight, bias = weights
-        run(x, result, weight, weight, zeros if bias is None else bias)
+        found().run(x, result, weight, weight, zeros if bias is None else bias)
 
     return work, plan.compute
 
@@ -248,11 +248,11 @@ def _pointwise(call: HostCall | DeviceCall, *arguments: Any) -> Any:
 def _pointwise_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     plan, _, _ = plan_pointwise(call, *arguments)
-    run, zeros = call.module("pointwise").repeated(plan), zeros_of(plan.outputs, plan.compute)
+    found, zeros = call.module("pointwise").repeated(plan), zeros_of(plan.outputs, plan.compute)
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         weight, bias = weights
-        run(x, result, weight, zeros if bias is None else bias)
+        found().run(x, result, weight, zeros if bias is None else bias)
 
     return work, plan.compute
 
@@ -471,13 +471,13 @@ def _separable_again(call: Call, *arguments: Any) -> tuple[repeats.Work, str]:
     """Return what a repeated call does; see ``repeats.run``."""
     both = plan_separable(call, *arguments)
     plan = both.planned("cpu")
-    compute, run = plan.pointwise.compute, call.module("fused").repeated(plan)
+    compute, found = plan.pointwise.compute, call.module("fused").repeated(plan)
     zeros = zeros_of(both.first.filters, compute), zeros_of(both.second.outputs, compute)
     del both
 
     def work(x: Array, weights: tuple[Any, ...], result: Array) -> None:
         taps, first, matrix, second = weights
-        run(
+        found().run(
             x, result, taps, taps, zeros[0] if first is None else first, matrix,
             zeros[1] if second is None else second,
         )  # fmt: skip

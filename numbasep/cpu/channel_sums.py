@@ -98,9 +98,7 @@ def driver(storage: str, compute: str) -> Any:
     return driver
 
 
-def steps(
-    plan: DepthwisePlan, threads: int, grad: str = "grad", out: str = "out"
-) -> tuple[list[jobs.Step], dict[str, int]]:
+def steps(plan: DepthwisePlan, threads: int) -> tuple[list[jobs.Step], dict[str, int]]:
     """Return the steps of a job that write the sum of each channel of ``grad`` into ``out``."""
     planar, pixels = plan.layout == "NCHW", plan.y.out * plan.x.out
     units = plan.batch if planar else plan.batch * pixels // LEAST + 1
@@ -118,13 +116,13 @@ def steps(
     made = Prepared(numbers, groups * slices, products.SUMS * simd.VECTOR, threads, ())
     function = driver(plan.storage, plan.compute).address
     if slices == 1 and plan.storage == plan.compute:
-        return [jobs.step(made, function, grad, out)], {}
-    totals, count = f"sums of {grad}", plan.channels
+        return [jobs.step(made, function, "grad", "out")], {}
+    count = plan.channels
     added = combine.step(
-        totals, out, plan.compute, plan.storage, threads, slices, count, 1, count, count, (0, 1)
+        "totals", "out", plan.compute, plan.storage, threads, slices, count, 1, count, count, (0, 1)
     )
     size = slices * count * np.dtype(plan.compute).itemsize
-    return [jobs.step(made, function, grad, totals), added], {totals: size}
+    return [jobs.step(made, function, "grad", "totals"), added], {"totals": size}
 
 
 @lru_cache(maxsize=512)

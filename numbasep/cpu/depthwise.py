@@ -372,17 +372,9 @@ def prepare(plan: DepthwisePlan, tile: Tile, out_pixel: int = 0) -> Prepared:
 ARRAYS = "image", "out", "columns", "rows", "bias"
 
 
-def step(
-    plan: DepthwisePlan,
-    tile: Tile,
-    out: str = "out",
-    bias: str = "bias",
-    image: str = "image",
-    taps: str = "",
-) -> jobs.Step:
-    """Return a plan's step of a job; names of the arrays, taps: of dense ones."""
-    columns, rows = (taps, taps) if taps else ("columns", "rows")
-    return jobs.step(prepare(plan, tile), driver().address, image, out, columns, rows, bias)
+def step(plan: DepthwisePlan, tile: Tile) -> jobs.Step:
+    """Return a plan's step of a job, with ``ARRAYS``."""
+    return jobs.step(prepare(plan, tile), driver().address, *ARRAYS)
 
 
 def job(plan: DepthwisePlan, tile: Tile) -> Job:
@@ -414,6 +406,6 @@ def run_depthwise(
     made.run(image, out, *factors_of(plan, weight), bias)
 
 
-def repeated(plan: DepthwisePlan) -> Callable[..., None]:
-    """Return what is done with ``ARRAYS``, C-contiguous, in a call of a plan."""
+def repeated(plan: DepthwisePlan) -> Callable[[], Job]:
+    """Return what returns the job of a plan, which takes ``ARRAYS``, C-contiguous."""
     return jobs.repeated(lambda threads: chosen(plan, threads))

@@ -207,9 +207,7 @@ def driver(planar: bool, storage: str, compute: str) -> Any:
     return driver
 
 
-def weight_steps(
-    plan: DepthwisePlan, threads: int, image: str = "image", grad: str = "grad", out: str = "out"
-) -> tuple[list[jobs.Step], dict[str, int]]:
+def weight_steps(plan: DepthwisePlan, threads: int) -> tuple[list[jobs.Step], dict[str, int]]:
     """Return the steps of a job that write the gradient to the weight into ``out``.
 
     Pixels (NHWC) have one filter for each channel.
@@ -259,12 +257,12 @@ def weight_steps(
     function = driver(planar, plan.storage, plan.compute).address
 
     def step(sums: str) -> jobs.Step:
-        places = (GRAD, grad), (SUMS, sums), (CORRELATION + IMAGE, image)
+        places = (GRAD, "grad"), (SUMS, sums), (CORRELATION + IMAGE, "image")
         return jobs.Step(made, function, places)
 
     whole = planar and count == taps
     if whole and slices == 1 and plan.storage == plan.compute:
-        return [step(out)], {}
+        return [step("out")], {}
     size = slices * plan.filters * count * wide
     shape: tuple[Any, ...] = plan.filters, taps, count, (taps, 1)
     if whole:
@@ -274,7 +272,7 @@ def weight_steps(
     # The sums of a slice may have more rows than are added up: whole blocks of taps.
     pitch = plan.filters * count
     added = combine.step(
-        "tap sums", out, plan.compute, plan.storage, threads, slices, pitch, *shape
+        "tap sums", "out", plan.compute, plan.storage, threads, slices, pitch, *shape
     )
     return [step("tap sums"), added], {"tap sums": size}
 
@@ -304,9 +302,7 @@ def run_weight_gradient(plan: DepthwisePlan, image: Array | None, grad: Array, o
 PHASES = 4 << 20
 
 
-def input_steps(
-    plan: DepthwisePlan, threads: int, grad: str = "grad", weight: str = "weight", out: str = "out"
-) -> tuple[list[jobs.Step], dict[str, int]] | None:
+def input_steps(plan: DepthwisePlan, threads: int) -> tuple[list[jobs.Step], dict[str, int]] | None:
     """Return the steps of a job that write the gradient to the input into ``out``.
 
     None where other code does that: several filters of a channel, padding that copies, a gradient
@@ -329,14 +325,15 @@ def input_steps(
     names = []
     for k, (one, two) in enumerate(pairs):
         y, x = one.axis, two.axis
-        taps, part = f"taps {k}", out if alone else f"phase {k}"
+        taps, part = f"taps {k}", "out" if alone else f"phase {k}"
         chosen = [i * plan.x.taps + j for i in one.taps for j in two.taps]
         row = plan.y.taps * plan.x.taps
-        found.append(picks.step(weight, taps, plan.compute, threads, plan.filters, row, chosen))
+        found.append(picks.step("weight", taps, plan.compute, threads, plan.filters, row, chosen))
         between[taps] = plan.filters * len(chosen) * wide
         phase = replace(plan, y=y, x=x, output=output)
-        made = depthwise.step(phase, depthwise.choose(phase, threads), part, "", grad, taps)
-        found.append(jobs.with_zeros(made, BIAS, plan.filters, plan.compute))
+        one_phase = depthwise.step(phase, depthwise.choose(phase, threads))
+        one_phase = jobs.with_zeros(one_phase, BIAS, plan.filters, plan.compute)
+        found += jobs.renamed([one_phase], image="grad", columns=taps, rows=taps, out=part)
         if not alone:
             between[part] = plan.batch * plan.channels * y.out * x.out * wide
             names.append(part)
@@ -345,7 +342,7 @@ def input_steps(
         shape = (plan.batch, *(size if plan.layout == "NCHW" else (*size[1:], size[0])))
         found.append(
             interleave.step(
-                names, out, shape, len(down), len(across), plan.layout, plan.compute, plan.output,
+                names, "out", shape, len(down), len(across), plan.layout, plan.compute, plan.output,
                 threads,
             )
         )  # fmt: skip

@@ -187,13 +187,14 @@ def job(plan: FusedPlan, tile: Tile) -> Job:
 def apart(plan: FusedPlan, threads: int) -> Job:
     """Return what to do with ``ARRAYS``, one convolution after the other."""
     first, second = plan.depthwise, plan.pointwise
-    filter_all = depthwise.step(first, depthwise.choose(first, threads), "between", "first_bias")
-    wide = simd.itemsize(first.output)
-    size = first.batch * first.filters * first.y.out * first.x.out * wide
-    mix_all, more = pointwise.steps(
-        second, pointwise.choose(second, threads), "between", "second_bias"
-    )
-    return jobs.job(ARRAYS, [filter_all, *mix_all], {"between": size, **more})
+    filter_all = depthwise.step(first, depthwise.choose(first, threads))
+    mix_all, more = pointwise.steps(second, pointwise.choose(second, threads))
+    size = first.batch * first.filters * first.y.out * first.x.out * simd.itemsize(first.output)
+    steps = [
+        *jobs.renamed([filter_all], out="between", bias="first_bias"),
+        *jobs.renamed(mix_all, image="between", bias="second_bias"),
+    ]
+    return jobs.job(ARRAYS, steps, {"between": size, **more})
 
 
 @lru_cache(maxsize=512)
@@ -220,6 +221,6 @@ def run_fused(
     )  # fmt: skip
 
 
-def repeated(plan: FusedPlan) -> Callable[..., None]:
-    """Return what is done with ``ARRAYS``, C-contiguous, in a call of a plan."""
+def repeated(plan: FusedPlan) -> Callable[[], Job]:
+    """Return what returns the job of a plan, which takes ``ARRAYS``, C-contiguous."""
     return jobs.repeated(lambda threads: chosen(plan, threads))

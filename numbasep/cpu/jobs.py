@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
@@ -27,6 +27,7 @@ from numbasep.cpu import atomics, compiled, pool, queues, simd
 from numbasep.cpu.channels import Prepared, rounded
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,14 @@ class Step:
 def step(made: Prepared, function: int, *names: str) -> Step:
     """Return the step of a kernel whose first numbers are the addresses of arrays."""
     return Step(made, function, tuple(enumerate(names)))
+
+
+def renamed(steps: list[Step], **names: str) -> list[Step]:
+    """Return steps with other names for their arrays."""
+    return [
+        replace(one, places=tuple((k, names.get(name, name)) for k, name in one.places))
+        for one in steps
+    ]
 
 
 def with_zeros(one: Step, place: int, count: int, dtype: str) -> Step:
@@ -78,8 +87,24 @@ class Job:
             arrays = *arrays, pool.between(self.between)
         numbers = self.numbers.copy()
         numbers[1 : 1 + len(arrays)] = list(map(id, arrays))
+        self._start(numbers, arrays)
+
+    def run_at(self, addresses: list[int], owners: object) -> None:
+        """Do it with what is at addresses; owners: of that memory."""
+        if self.between:
+            memory = pool.between(self.between)
+            addresses = [*addresses, pool.address(memory)]
+            owners = owners, memory
+        numbers = self.numbers.copy()
+        # In place of the arrays' objects: where the address of each would be in it.
+        table = np.array(addresses, np.int64)
+        first = pool.address(table) - pool.HELD
+        numbers[1 : 1 + len(addresses)] = range(first, first + 8 * len(addresses), 8)
+        self._start(numbers, (owners, table))
+
+    def _start(self, numbers: Array, owners: object) -> None:
         pool.run(
-            self.function, numbers, self.items, self.scratch, self.threads, (self, arrays),
+            self.function, numbers, self.items, self.scratch, self.threads, (self, owners),
             self.head,
         )  # fmt: skip
 
@@ -136,15 +161,14 @@ def job(given: tuple[str, ...], steps: list[Step], between: Mapping[str, int] | 
     )
 
 
-def repeated(choose: Callable[[int], Job]) -> Callable[..., None]:
-    """Return ``Job.run`` of the job that is chosen for as many threads as Numba is told of."""
-    known: dict[int, Job] = {}
+def repeated(choose: Callable[[int], T]) -> Callable[[], T]:
+    """Return what returns the job that is chosen for as many threads as Numba is told of."""
+    known: dict[int, T] = {}
 
-    def run(*arrays: Array) -> None:
+    def found() -> T:
         threads = numba.get_num_threads()
-        made = known.get(threads)
-        if made is None:
-            made = known[threads] = choose(threads)
-        made.run(*arrays)
+        if threads not in known:
+            known[threads] = choose(threads)
+        return known[threads]
 
-    return run
+    return found

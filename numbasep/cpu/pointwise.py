@@ -560,15 +560,13 @@ def prepare(plan: PointwisePlan, tile: Tile, pitch: int = 0) -> Prepared:
 ARRAYS = "image", "out", "weight", "bias"
 
 
-def steps(
-    plan: PointwisePlan, tile: Tile, image: str = "image", bias: str = "bias"
-) -> tuple[list[jobs.Step], dict[str, int]]:
-    """Return a plan's steps of a job, and what is between them; names of the image and the bias."""
-    made = prepare(plan, tile)
+def steps(plan: PointwisePlan, tile: Tile) -> tuple[list[jobs.Step], dict[str, int]]:
+    """Return a plan's steps of a job, with ``ARRAYS``, and what is between them."""
+    mix = jobs.step(prepare(plan, tile), driver().address, *ARRAYS)
     if plan.layout == "NCHW" or tile.turns:
-        return [jobs.step(made, driver().address, image, "out", "weight", bias)], {}
+        return [mix], {}
     turn, size = turning.step(plan.outputs, plan.channels, plan.compute, tile.threads)
-    return [turn, jobs.step(made, driver().address, image, "out", "turned", bias)], {"turned": size}
+    return [turn, *jobs.renamed([mix], weight="turned")], {"turned": size}
 
 
 def job(plan: PointwisePlan, tile: Tile) -> Job:
@@ -595,6 +593,6 @@ def run_pointwise(
     made.run(image, out, weight, bias)
 
 
-def repeated(plan: PointwisePlan) -> Callable[..., None]:
-    """Return what is done with ``ARRAYS``, C-contiguous, in a call of a plan."""
+def repeated(plan: PointwisePlan) -> Callable[[], Job]:
+    """Return what returns the job of a plan, which takes ``ARRAYS``, C-contiguous."""
     return jobs.repeated(lambda threads: chosen(plan, threads))

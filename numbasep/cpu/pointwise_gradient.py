@@ -155,9 +155,7 @@ def driver(storage: str, compute: str) -> Any:
     return driver
 
 
-def steps(
-    plan: PointwisePlan, threads: int, image: str = "image", grad: str = "grad", out: str = "out"
-) -> tuple[list[jobs.Step], dict[str, int]]:
+def steps(plan: PointwisePlan, threads: int) -> tuple[list[jobs.Step], dict[str, int]]:
     """Return the steps of a job that write the gradient to the weight into ``out``.
 
     Planes (NCHW) are of the compute dtype.
@@ -191,11 +189,11 @@ def steps(
     made = Prepared(numbers, groups * slices, copy_at + 64, threads, owners)
     function = driver(storage, plan.compute).address
     if slices == 1 and plan.storage == plan.compute:
-        return [jobs.step(made, function, grad, image, out)], {}
+        return [jobs.step(made, function, "grad", "image", "out")], {}
     count = plan.outputs * plan.channels
     added = combine.step(
         "matrix sums",
-        out,
+        "out",
         plan.compute,
         plan.storage,
         threads,
@@ -206,7 +204,7 @@ def steps(
         count,
         (0, 1),
     )
-    parts = jobs.step(made, function, grad, image, "matrix sums")
+    parts = jobs.step(made, function, "grad", "image", "matrix sums")
     return [parts, added], {"matrix sums": slices * count * wide}
 
 

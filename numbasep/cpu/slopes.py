@@ -80,12 +80,10 @@ def driver(compute: str, activation: int) -> Any:
     return driver
 
 
-def step(
-    activation: str, grad: str, of: str, out: str, compute: str, count: int, threads: int
-) -> jobs.Step:
-    """Return the step of a job for ``count`` elements; ``out`` may be ``grad``."""
+def step(activation: str, compute: str, count: int, threads: int) -> jobs.Step:
+    """Return the step of a job for ``count`` elements; "out" may be "grad"."""
     share = min(MOST, max(1024, -(-count // (4 * threads))))
     numbers = np.array([0, 0, 0, count, share], np.int64)
     made = Prepared(numbers, -(-count // share), 0, threads, ())
     number = activations.SLOPES[activation]
-    return jobs.step(made, driver(compute, number).address, grad, of, out)
+    return jobs.step(made, driver(compute, number).address, "grad", "of", "out")

@@ -25,6 +25,9 @@ from numbasep import boundary as boundaries
 from numbasep.plan.channelwise import DepthwisePlan, PointwisePlan
 from numbasep.plan.geometry import Axis
 
+# Activations whose slope is known from their result; of the others the sum is computed again.
+BY_RESULT = ("relu", "relu6")
+
 # Partial sums of a reduction over all pixels, in all: work for many threads, and few to add up.
 PARTS = 64
 

@@ -7,9 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Activations whose slope is known from their result; of the others the sum is computed again.
-BY_RESULT = ("relu", "relu6")
-
 
 def activate(activation: str, z: Tensor) -> Tensor:
     """Return an activation by torch's own functions."""

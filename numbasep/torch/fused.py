@@ -13,7 +13,9 @@ from torch import Tensor
 from numbasep import channelwise
 from numbasep.plan import checks
 from numbasep.plan.channelwise import ACTIVATIONS
-from numbasep.torch.activations import BY_RESULT, activate, before
+from numbasep.plan.gradients import BY_RESULT
+from numbasep.torch import again
+from numbasep.torch.activations import activate, before
 from numbasep.torch.arguments import (
     OPTIONS,
     check,
@@ -73,6 +75,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, depthwise, pointwise, depthwise_bias, pointwise_bias, result = ctx.saved_tensors
     first, second = ctx.activations
     options = ctx.options
+    tensors = x, depthwise, pointwise, depthwise_bias, pointwise_bias
+    made = again.separable_backward(
+        tensors, grad, result, (*options, first, second), ctx.needs_input_grad[:5]
+    )
+    if made is not None:
+        return (*made, *[None] * 7)
     # The intermediate, again: by one operator where its activation's slope is known from it.
     in_one = first == "none" or first in BY_RESULT
     sums = operators.depthwise_conv2d(
@@ -113,7 +121,12 @@ def depthwise_separable_conv2d(
     pointwise_bias: Tensor | None,
     *options: Any,
 ) -> Tensor:
-    out = _result(x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias, *options)
+    tensors = x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias
+    known = again.key(tensors, options)
+    done = again.run("numbasep.depthwise_separable_conv2d", known, tensors, (1, 1, 3, 2, 4))
+    if done is not None:
+        return done
+    out = _result(*tensors, *options)
     image, place = beside(x, out)
     channelwise.depthwise_separable_conv2d(
         image,
@@ -127,4 +140,5 @@ def depthwise_separable_conv2d(
         fuse=options[6],
         **place,
     )
+    again.know_separable(known, tensors, options, out)
     return out

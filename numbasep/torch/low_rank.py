@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from numbasep import channelwise
-from numbasep.torch.activations import BY_RESULT, before
+from numbasep.plan.gradients import BY_RESULT
+from numbasep.torch.activations import before
 from numbasep.torch.arguments import OPTIONS, check, named
 from numbasep.torch.depthwise import result as depthwise_result
 from numbasep.torch.host import beside, factors, host

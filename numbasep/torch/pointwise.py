@@ -9,7 +9,8 @@ from torch import Tensor
 from numbasep import channelwise, gradients
 from numbasep.plan import checks
 from numbasep.plan.channelwise import ACTIVATIONS
-from numbasep.torch.activations import BY_RESULT, before
+from numbasep.plan.gradients import BY_RESULT
+from numbasep.torch.activations import before
 from numbasep.torch.arguments import check, check_bias, check_matrix, fresh
 from numbasep.torch.host import alike, beside, host, seen
 from numbasep.torch.registry import bilinear, define, operators
