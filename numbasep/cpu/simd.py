@@ -365,3 +365,15 @@ def as_bytes(context: Any, address: Any) -> Any:
         return b.inttoptr(args[0], I8.as_pointer())
 
     return types.CPointer(types.uint8)(types.int64), generate  # type: ignore[attr-defined]  # as above
+
+
+@intrinsic
+def as_elements(context: Any, address: Any, array: Any) -> Any:
+    """Return an address as a pointer to floats of a tag's dtype, for ``numba.carray``."""
+    name = name_of(array)
+    element, kind = (FLOAT, types.float32) if name == "float32" else (DOUBLE, types.float64)
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.inttoptr(args[0], element.as_pointer())
+
+    return types.CPointer(kind)(types.int64, array), generate  # type: ignore[attr-defined]  # as above

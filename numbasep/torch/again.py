@@ -7,7 +7,7 @@ takes. What held for one call holds for the next that differs from it in element
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,22 +57,35 @@ def key(tensors: Tensors, options: tuple[Any, ...]) -> Any:
     first = x.is_contiguous()
     if x.dtype not in _NAMES or not (first or stands_last(x)):
         return None
-    parts: list[Any] = [x.dtype, first]
+    if not (_has_memory(x, x.dtype) and plain(tensors[1:], x.dtype)):
+        return None
+    shapes = [None if one is None else one.shape for one in tensors]
+    return x.dtype, first, *shapes, *_settled(options)
+
+
+def plain(tensors: Sequence[Tensor | None], dtype: torch.dtype | None = None) -> bool:
+    """Return whether jobs can read tensors where they are: contiguous, all of one dtype."""
     for one in tensors:
-        if one is None:
-            parts.append(None)
-            continue
-        if not (
-            type(one) in (Tensor, Parameter)
-            and one.is_cpu
-            and one.dtype is x.dtype
-            and (one is x or one.is_contiguous())
-            and not one.is_neg()
-            and one.data_ptr()
-        ):
-            return None
-        parts.append(one.shape)
-    return *parts, *_settled(options)
+        if one is not None:
+            dtype = dtype or one.dtype
+            if not (one.is_contiguous() and _has_memory(one, dtype)):
+                return False
+    return dtype in _NAMES
+
+
+def _has_memory(one: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        type(one) in (Tensor, Parameter)
+        and one.is_cpu
+        and one.dtype is dtype
+        and not one.is_neg()
+        and one.data_ptr() != 0
+    )
+
+
+def named_dtype(one: Tensor) -> str:
+    """Return the name of a plain tensor's dtype."""
+    return _NAMES[one.dtype]
 
 
 def run(name: str, known: Any, tensors: Tensors, order: tuple[int, ...]) -> Tensor | None:

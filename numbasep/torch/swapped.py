@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from numbasep.torch import functional
+from numbasep.torch import folding, functional
+from numbasep.torch.direct import learns
 from numbasep.torch.host import folds, promised
 from numbasep.torch.modules import DepthwiseConv2d, LowRankDepthwiseConv2d
 from numbasep.torch.ops import operators
@@ -68,37 +69,25 @@ class Stage:
         norm: Any = self.norm
         return norm is not None and bool(norm.training or norm.running_mean is None)
 
-    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias with the norm's scale and shift in them.
+    def tensors(self, weight: Tensor, bias: Tensor | None) -> folding.Stage:
+        """Return what is folded: weight and bias, whose filters are first, and the norm's."""
+        norm: Any = self.norm
+        return weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var
 
-        weight: of whatever shape, filters first.
-        """
+    def folded(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias with the norm's scale and shift in them."""
         norm: Any = self.norm
         if norm is None:
             return weight, bias
-        given = [
-            one
-            for one in (weight, bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            if one is not None
-        ]
+        stage = self.tensors(weight, bias)
+        given = [one for one in stage if one is not None]
 
         def fold(*_: Tensor) -> tuple[Tensor, Tensor]:
-            # In double, but for the weights: these are many, and rounded twice.
-            scale = (norm.running_var.double() + norm.eps).rsqrt()
-            if norm.weight is not None:
-                scale = scale * norm.weight.double()
-            shift = -norm.running_mean.double() * scale
-            if bias is not None:
-                shift = shift + bias.double() * scale
-            if norm.bias is not None:
-                shift = shift + norm.bias.double()
-            column = scale.to(weight.dtype).reshape(-1, *[1] * (weight.dim() - 1))
-            return weight * column, shift.to(weight.dtype)
+            return folding.by_torch(stage, norm.eps)
 
-        learns = torch.is_grad_enabled() and any(one.requires_grad for one in given)
-        if learns or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or learns(tuple(given)):
             return fold()
-        what = norm.eps, bias is None, norm.weight is None, norm.bias is None
+        what = norm.eps, *(one is None for one in stage)
         found: tuple[Tensor, Tensor]
         if weight.device.type == "cpu":
             found = folds.by_content(what, fold, *given)
@@ -114,6 +103,24 @@ class Stage:
         return x
 
 
+def folded(
+    parts: list[tuple[Stage, Tensor, Tensor | None]],
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Return weight and bias of each stage, of those that have norms with these in them."""
+    made: list[tuple[Tensor, Tensor | None]] = [(weight, bias) for _, weight, bias in parts]
+    normed = [k for k, (stage, *_) in enumerate(parts) if stage.norm is not None]
+    norms: list[Any] = [parts[k][0].norm for k in normed]
+    found = folding.at_once(
+        [parts[k][0].tensors(*made[k]) for k in normed], [norm.eps for norm in norms]
+    )
+    for turn, k in enumerate(normed):
+        if found is None:
+            made[k] = parts[k][0].folded(*made[k])
+        else:
+            made[k] = found[2 * turn], found[2 * turn + 1]
+    return made
+
+
 class SwappedDepthwise(DepthwiseConv2d):
     """A depthwise convolution that computes the batch norm and activation after it as well."""
 
@@ -126,15 +133,18 @@ class SwappedDepthwise(DepthwiseConv2d):
         first, second = self.first, self.second
         if first.trains or (second is not None and second.trains):
             return self._apart(x)
-        weight, bias = first.folded(self.weight, self.bias)
+        parts = [(first, self.weight, self.bias)]
+        if second is not None:
+            conv: Any = second.conv
+            parts.append((second, conv.weight, conv.bias))
+        (weight, bias), *others = folded(parts)
         if second is None:
             images, weight, bias = functional.cast(functional.batched(x), weight, bias)
             made: Tensor = operators.depthwise_conv2d(
                 images, weight, bias, *self._options, first.name
             )
         else:
-            conv: Any = second.conv
-            matrix, shift = second.folded(conv.weight, conv.bias)
+            ((matrix, shift),) = others
             images, *weights = functional.cast(functional.batched(x), weight, matrix, bias, shift)
             made = operators.depthwise_separable_conv2d(
                 images, *weights, *self._options, first.name, second.name, None
@@ -167,9 +177,9 @@ class SwappedLowRank(LowRankDepthwiseConv2d):
         """Return what the last of the modules in its place returned."""
         first = self.first
         trains = first.trains
-        columns, bias = (
-            (self.columns, self.bias) if trains else first.folded(self.columns, self.bias)
-        )
+        columns, bias = self.columns, self.bias
+        if not trains:
+            ((columns, bias),) = folded([(first, columns, bias)])
         images, columns, rows, bias = functional.cast(
             functional.batched(x), columns, self.rows, bias
         )
