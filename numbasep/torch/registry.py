@@ -50,10 +50,14 @@ def define(
         operator = getattr(torch.ops.numbasep, name)
         made.register_vmap(_mapped(operator, folds))
 
-        # What torch makes of them for the operator, without its checks of each call.
-        methods: dict[str, Any] = {
-            "forward": computed, "setup_context": setup, "backward": backward,
-        }  # fmt: skip
+        # What torch makes of them for the operator, without its checks of each call: of a
+        # ``setup_context`` of its own it would ask for the signature each time.
+        def forward(ctx: Any, *arguments: Any) -> Tensor:
+            made = computed(*arguments)
+            setup(ctx, arguments, made)
+            return made
+
+        methods: dict[str, Any] = {"forward": forward, "backward": backward}
         learning: Any = type(
             name, (Function,), {key: staticmethod(one) for key, one in methods.items()}
         )
