@@ -113,5 +113,8 @@ def _differentiable(
         for k, value in enumerate(eps):
             made += by_torch(tensors[TENSORS * k : TENSORS * (k + 1)], value)
         wanted = [one for one, is_asked in zip(tensors, asked, strict=True) if is_asked]
-        found = iter(torch.autograd.grad(made, wanted, given, create_graph=torch.is_grad_enabled()))
+        # A shift of running statistics alone has no gradients.
+        pairs = [pair for pair in zip(made, given, strict=True) if pair[0].requires_grad]
+        outputs, grads = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
     return [next(found) if is_asked else None for is_asked in asked]
