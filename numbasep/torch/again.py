@@ -169,7 +169,8 @@ def depthwise_backward(
         biased, wanted = weights[1] is not None, (asked[0], asked[1], asked[2])
         return lambda threads: backward.of_depthwise(made, biased, wanted, threads)
 
-    return _backward(plan, tensors, grad, result, options, asked, (1, 2))
+    name = "numbasep.depthwise_conv2d.backward"
+    return _backward(name, plan, tensors, grad, result, options, asked, (1, 2))
 
 
 def separable_backward(
@@ -185,11 +186,12 @@ def separable_backward(
             both.first, both.second, biased, wanted, threads
         )
 
-    return _backward(plan, tensors, grad, result, options, asked, (1, 3, 2, 4))
+    name = "numbasep.depthwise_separable_conv2d.backward"
+    return _backward(name, plan, tensors, grad, result, options, asked, (1, 3, 2, 4))
 
 
 def _backward(
-    plan: Callable[[Tensor], Callable[[int], Job | None]], tensors: Tensors, grad: Tensor,
+    name: str, plan: Callable[[Tensor], Callable[[int], Job | None]], tensors: Tensors, grad: Tensor,
     result: Tensor | None, options: tuple[Any, ...], asked: tuple[bool, ...],
     order: tuple[int, ...],
 ) -> Gradients | None:  # fmt: skip
@@ -224,6 +226,6 @@ def _backward(
         for one, wanted in zip(tensors, asked, strict=True)
     )
     arrays = x, grad, *[tensors[k] for k in order], result, made[0], *[made[k] for k in order]
-    with among(team()):
+    with nvtx.range(name), among(team()):
         job.run_at([0 if one is None else one.data_ptr() for one in arrays], (arrays,))
     return made
