@@ -181,7 +181,7 @@ def _pointwise_launch(plan: PointwisePlan, place: Place, bias: bool) -> tuple[La
     kind, wide = plan.compute, ITEMSIZE[plan.compute]
     pixels = plan.batch * plan.pixels
     if place.backend == "cpu":
-        from numbasep.cpu import pointwise as cpu
+        from numbasep.cpu import pointwise_tiles as cpu
 
         found = cpu.choose(plan, place.threads)
         variant, tile = "blocks", str(found)

@@ -550,10 +550,10 @@ def test_pointwise_weights_with_a_window_of_one(
     layout: str, dtype: str, near: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice: the second call takes another way. ``near``: so do pixels that the caches hold."""
-    from numbasep.cpu import pointwise
+    from numbasep.cpu import pointwise, pointwise_tiles
 
-    monkeypatch.setattr(pointwise, "NEAR_BYTES", near)
-    for cached in (pointwise.choose, pointwise.chosen):
+    monkeypatch.setattr(pointwise_tiles, "NEAR_BYTES", near)
+    for cached in (pointwise_tiles.choose, pointwise.chosen):
         cached.cache_clear()
     rng = np.random.default_rng(9)
     x = rng.integers(-3, 4, (1, 5, 40, 20)).astype(dtype)
@@ -567,7 +567,7 @@ def test_pointwise_weights_with_a_window_of_one(
             for fuse in (False, True):
                 both = depthwise_separable_conv2d(x, taps, weight, layout=layout, fuse=fuse)
                 assert np.array_equal(both, expected)
-    for cached in (pointwise.choose, pointwise.chosen):
+    for cached in (pointwise_tiles.choose, pointwise.chosen):
         cached.cache_clear()
 
 

@@ -20,6 +20,7 @@ from numbasep.cpu import (
     jobs,
     pointwise,
     pointwise_gradient,
+    pointwise_tiles,
     pool,
     slopes,
     turning,
@@ -168,7 +169,7 @@ def of_separable(
     turn, size = turning.step(second.outputs, second.channels, compute, threads, second.outputs)
     made.add([turn], {"turned": size}, weight="matrix", turned="transposed")
     back = replace(second, channels=second.outputs, outputs=second.channels)
-    mix, more = pointwise.steps(back, pointwise.choose(back, threads))
+    mix, more = pointwise.steps(back, pointwise_tiles.choose(back, threads))
     mix[-1] = jobs.with_zeros(mix[-1], pointwise.BIAS, back.outputs, compute)
     more |= {"between": bytes_of(first)}
     made.add(mix, more, image=grad, weight="transposed", out="between")

@@ -29,6 +29,7 @@ from numbasep.cpu import (
     pixels,
     planes,
     pointwise,
+    pointwise_tiles,
     queues,
     simd,
     turning,
@@ -154,7 +155,7 @@ def prepare(plan: FusedPlan, tile: Tile) -> Prepared:
         first, depthwise.Tile(tile.band, group, tile.threads), first.filters * wide
     )
     two = pointwise.prepare(
-        second, pointwise.Tile(count, second.outputs, tile.threads), pitch if planar else 0
+        second, pointwise_tiles.Tile(count, second.outputs, tile.threads), pitch if planar else 0
     )
     # A vector is read beyond the last pixel.
     panel = first.filters * (pitch if planar else count * wide) + 4 * simd.VECTOR
@@ -188,7 +189,7 @@ def apart(plan: FusedPlan, threads: int) -> Job:
     """Return what to do with ``ARRAYS``, one convolution after the other."""
     first, second = plan.depthwise, plan.pointwise
     filter_all = depthwise.step(first, depthwise.choose(first, threads))
-    mix_all, more = pointwise.steps(second, pointwise.choose(second, threads))
+    mix_all, more = pointwise.steps(second, pointwise_tiles.choose(second, threads))
     size = first.batch * first.filters * first.y.out * first.x.out * simd.itemsize(first.output)
     steps = [
         *jobs.renamed([filter_all], out="between", bias="first_bias"),

@@ -191,8 +191,8 @@ def separable_backward(
 
 
 def _backward(
-    name: str, plan: Callable[[Tensor], Callable[[int], Job | None]], tensors: Tensors, grad: Tensor,
-    result: Tensor | None, options: tuple[Any, ...], asked: tuple[bool, ...],
+    name: str, plan: Callable[[Tensor], Callable[[int], Job | None]], tensors: Tensors,
+    grad: Tensor, result: Tensor | None, options: tuple[Any, ...], asked: tuple[bool, ...],
     order: tuple[int, ...],
 ) -> Gradients | None:  # fmt: skip
     """Return the gradients to the tensors that are asked for; None where it is no job.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import signal
 
 from numbasep.channelwise import depthwise_conv2d, depthwise_separable_conv2d, pointwise_conv2d
-from numbasep.cpu import depthwise, fused, pointwise
+from numbasep.cpu import depthwise, fused, pointwise, pointwise_tiles
 from numbasep.plan import channelwise as planner
 from tests import oracle
 
@@ -88,7 +88,7 @@ def test_pointwise_tiles(layout: str) -> None:
         (16, 48, 64, 144), (48, 96, 144), (1, 2, 3), (False, layout == "NHWC")
     ):
         out = np.full((2, 101, 143) if layout == "NCHW" else (2, 143, 101), np.nan, np.float32)
-        tile = pointwise.Tile(pixels, share, threads, turns)
+        tile = pointwise_tiles.Tile(pixels, share, threads, turns)
         pointwise.run_pointwise(plan, image, weight, bias, out, tile)
         expected = out if expected is None else expected
         assert out.tobytes() == expected.tobytes()
@@ -123,7 +123,7 @@ def test_pointwise_ends(
             expected *= np.clip(expected + 3, 0, 6)
             expected /= 6
         out = np.full(expected.shape, np.nan, np.float32)
-        tile = pointwise.Tile(min(48, pixels), 1000, 2, outputs % 2 == 0 and not planar)
+        tile = pointwise_tiles.Tile(min(48, pixels), 1000, 2, outputs % 2 == 0 and not planar)
         pointwise.run_pointwise(plan, image, weight, bias, out, tile)
         assert (out == expected).all()
 
@@ -147,7 +147,7 @@ def test_last_pixels_of_several_images(dtype: str) -> None:
         assert (out == np.maximum(expected, 0)).all()
         assert np.isnan(memory[:32]).all()
         assert np.isnan(memory[-32:]).all()
-        found.add(pointwise.left_over(plan) > 0)
+        found.add(pointwise_tiles.left_over(plan) > 0)
     assert found == {False, True}
 
 
