@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,12 @@ def driver(compute: str, activation: int) -> Any:
         work(numbers, queued, own, computed, spec)
 
     return driver
+
+
+@lru_cache(maxsize=512)
+def job(activation: str, compute: str, count: int, threads: int) -> jobs.Job:
+    """Return what to do with "grad", "of" and "out"."""
+    return jobs.job(("grad", "of", "out"), [step(activation, compute, count, threads)])
 
 
 def step(activation: str, compute: str, count: int, threads: int) -> jobs.Step:

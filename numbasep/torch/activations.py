@@ -7,6 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from numbasep.plan.gradients import BY_RESULT
+from numbasep.torch import again
+
 
 def activate(activation: str, z: Tensor) -> Tensor:
     """Return an activation by torch's own functions."""
@@ -26,21 +29,28 @@ def before(
     activation: str, grad: Tensor, result: Tensor | None, sums: Callable[[], Tensor]
 ) -> Tensor:
     """Return the gradient to what an activation was given."""
+    if activation == "none":
+        return grad
+    if activation in BY_RESULT:
+        assert result is not None
+        of = result
+    else:
+        of = sums()
+    at_once = again.sloped(activation, grad, of)
+    if at_once is not None:
+        return at_once
     aten = torch.ops.aten
     made: Tensor
-    if activation == "none":
-        made = grad
-    elif activation == "relu":
-        made = aten.threshold_backward(grad, result, 0)
+    if activation == "relu":
+        made = aten.threshold_backward(grad, of, 0)
     elif activation == "relu6":
-        made = aten.hardtanh_backward(grad, result, 0, 6)
+        made = aten.hardtanh_backward(grad, of, 0, 6)
     elif activation == "silu":
         # aten.silu_backward has no derivative of its own.
-        z = sums()
-        slope = torch.sigmoid(z)
-        made = grad * slope * (1 + z * (1 - slope))
+        slope = torch.sigmoid(of)
+        made = grad * slope * (1 + of * (1 - slope))
     elif activation == "hardswish":
-        made = aten.hardswish_backward(grad, sums())
+        made = aten.hardswish_backward(grad, of)
     else:
-        made = aten.gelu_backward(grad, sums())
+        made = aten.gelu_backward(grad, of)
     return made

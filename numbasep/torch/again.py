@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from numbasep import channelwise, nvtx
 from numbasep.calls import Call
-from numbasep.cpu import backward, depthwise, fused, jobs
+from numbasep.cpu import backward, depthwise, fused, jobs, slopes
 from numbasep.cpu.jobs import Job
 from numbasep.cpu.pool import address, among
 from numbasep.known import Known
@@ -152,6 +153,24 @@ def _both(x: Tensor, tensors: Tensors, options: tuple[Any, ...]) -> channelwise.
     *settled, fuse = _settled(options)
     arguments = [taps, bias, matrix, second, *settled, None, fuse]
     return channelwise.plan_separable(call, *arguments)
+
+
+def sloped(activation: str, grad: Tensor, of: Tensor) -> Tensor | None:
+    """Return the gradient to what an activation was given; None where torch's functions do that.
+
+    of: its result, or what it was given, as ``cpu.slopes`` wants it.
+    """
+    if torch.is_grad_enabled() or not direct((grad, of)) or grad.stride() != of.stride():
+        return None
+    dense = grad.is_contiguous() or stands_last(grad)
+    memory = all(_has_memory(one, grad.dtype) for one in (grad, of))
+    if grad.dtype not in _NAMES or not (dense and memory):
+        return None
+    out = fresh(grad, *grad.shape)
+    job = slopes.job(activation, _NAMES[grad.dtype], grad.numel(), numba.get_num_threads())
+    with among(team()):
+        job.run_at([one.data_ptr() for one in (grad, of, out)], (grad, of, out))
+    return out
 
 
 def depthwise_backward(

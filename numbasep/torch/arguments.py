@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from numbasep.torch.memory import LARGE, storage
 
 OPTIONS = "int[] stride, int[] padding, int[] dilation, str padding_mode"
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -19,11 +20,6 @@ def stands_last(x: Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
-# Bytes from which NumPy asks the system for large pages. torch does not: to write memory of its own
-# for the first time took up to ten times as long.
-LARGE = 4 << 20
-
-
 def fresh(x: Tensor, *shape: Any) -> Tensor:
     """Return an unfilled image that stands as ``x`` does."""
     last = stands_last(x)
@@ -31,11 +27,10 @@ def fresh(x: Tensor, *shape: Any) -> Tensor:
     if type(x) is Tensor and x.device.type == "cpu":
         size = math.prod(shape) * x.itemsize
         if size >= LARGE:
-            memory = torch.from_numpy(np.empty(size, np.uint8)).untyped_storage()
             _, c, h, w = shape
             strides = (c * h * w, 1, w * c, c) if last else (c * h * w, h * w, w, 1)
             # Not a view, which activations in place would refuse.
-            return torch.empty(0, dtype=x.dtype).set_(memory, 0, shape, strides)
+            return torch.empty(0, dtype=x.dtype).set_(storage(size), 0, shape, strides)
     return torch.empty(
         shape,
         dtype=x.dtype,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import numbasep.torch as nt
-from numbasep.torch import arguments
+from numbasep.torch import memory
 from tests.torch import grid
 
 OPTIONS: list[Any] = [[2, 1], [1, 0, 2, 1], [1, 2], "reflect"]
@@ -78,7 +78,7 @@ def test_mapped_equals_a_loop(layout: Any) -> None:
 def small() -> torch.nn.Module:
     torch.manual_seed(0)
     return torch.nn.Sequential(
-        nt.DepthwiseConv2d(2, 4, 3, padding="same", activation="silu"),
+        nt.DepthwiseConv2d(2, 4, 3, padding="same", activation="hardswish"),
         nt.DepthwiseSeparableConv2d(
             4, 3, 3, stride=2, depthwise_activation="relu", padding_mode="reflect", padding=1
         ),
@@ -235,7 +235,7 @@ def test_large_results_are_as_small_ones(layout: Any, dtype: torch.dtype) -> Non
         conv.bias.zero_()
     model = torch.nn.Sequential(conv, torch.nn.ReLU(inplace=True))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert x.numel() * x.itemsize >= arguments.LARGE
+    assert x.numel() * x.itemsize >= memory.LARGE
     found = []
     for one, image in ((model, x), (compiled, x), (model, x[:, :, :64])):
         y = one(image)
