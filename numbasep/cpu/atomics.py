@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from llvmlite import binding, ir
@@ -51,6 +52,19 @@ def pause(context: Any) -> Any:
         if binding.get_process_triple().startswith(("x86_64", "i686")):
             kind = ir.FunctionType(ir.VoidType(), [])
             b.call(cgutils.get_or_insert_function(b.module, kind, "llvm.x86.sse2.pause"), [])
+        return ctx.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def give_way(context: Any) -> Any:
+    """Let another thread have the processor, where the system has a call for that."""
+
+    def generate(ctx: Any, b: Any, signature: Any, args: Any) -> Any:
+        if hasattr(os, "sched_yield"):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            b.call(cgutils.get_or_insert_function(b.module, kind, "sched_yield"), [])
         return ctx.get_dummy_value()
 
     return types.void(), generate

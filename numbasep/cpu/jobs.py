@@ -119,8 +119,7 @@ def _driver() -> Any:
         for k in range(q[0]):
             table, items = queues.table_of(queued, k), q[3 * k + 3]
             atomics.call4(q[3 * k + 1], numbers + 8 * q[3 * k + 2], table, own, scratch)
-            while queues.done(table) < items:
-                atomics.pause()
+            queues.await_done(table, items, False)
 
     return steps
 

@@ -141,8 +141,7 @@ def _lead(
             posted |= 1 << k
             atomics.publish(box + 8 * STATE, POSTED)
     atomics.call4(function, numbers, queued, 0, scratch)
-    while queues.all_done(queued) < items:
-        atomics.pause()
+    queues.await_done(queued, items, True)
     for k in range(min(helpers, 64)):
         if posted >> k & 1:
             box = boxes + 8 * CACHE_LINE * k
@@ -173,8 +172,7 @@ def _abandon(queued: int, items: int) -> None:
         table = queues.table_of(queued, steps - 1 - k)
         while queues.take(table, 0) != queues.NOTHING:
             queues.finish(table, 0)
-    while queues.all_done(queued) < items:
-        atomics.pause()
+    queues.await_done(queued, items, True)
 
 
 # Of all threads, side by side, so that one address names them.

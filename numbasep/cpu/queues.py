@@ -96,3 +96,20 @@ def all_done(queued: int) -> int:
     for step in range(atomics.peek(queued + 8)):
         count += done(table_of(queued, step))
     return count
+
+
+# How often a thread looks whether others are done before it lets them have its processor, for which
+# they may be waiting: some 100 us.
+PATIENCE = 4000
+
+
+@njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def await_done(queued: int, items: int, whole: bool) -> None:
+    """Wait until so many items are done: of a table, or of the whole job whose first it is."""
+    looks = 0
+    while (all_done(queued) if whole else done(queued)) < items:
+        looks += 1
+        if looks < PATIENCE:
+            atomics.pause()
+        else:
+            atomics.give_way()

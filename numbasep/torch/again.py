@@ -44,8 +44,8 @@ class Forward:
     zeros: tuple[Any, ...]
 
 
-_forwards: Known[Forward] = Known()
-_backwards: Known[Callable[[], Job | None]] = Known()
+_forwards: Known[Forward] = Known(1024)
+_backwards: Known[Callable[[], Job | None]] = Known(1024)
 
 
 def key(tensors: Tensors, options: tuple[Any, ...]) -> Any:
@@ -200,10 +200,10 @@ def separable_backward(
 
     def plan(x: Tensor) -> Callable[[int], Job | None]:
         both = _both(x, tensors, (*options, None))
+        # Not the weights, which would be kept with the plans.
+        first, second = both.first, both.second
         biased, wanted = tensors[3] is not None, (*(asked[k] for k in (0, 1, 3, 2, 4)),)
-        return lambda threads: backward.of_separable(
-            both.first, both.second, biased, wanted, threads
-        )
+        return lambda threads: backward.of_separable(first, second, biased, wanted, threads)
 
     name = "numbasep.depthwise_separable_conv2d.backward"
     return _backward(name, plan, tensors, grad, result, options, asked, (1, 3, 2, 4))
