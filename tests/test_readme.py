@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -41,3 +42,11 @@ def test_snippets(code: str, output: str, tmp_path: Path, monkeypatch: pytest.Mo
         exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     if output:
         assert stable(printed.getvalue()) == stable(output)
+
+
+def test_the_snippet_with_timm() -> None:
+    """Which no extra of the package installs: where it is not there, this only compiles."""
+    (text,) = re.findall(r"^```py\n(.*?)^```\n", README.read_text(), re.DOTALL | re.MULTILINE)
+    code = compile(text, "README.md", "exec")
+    if importlib.util.find_spec("timm"):
+        exec(code, {"__name__": "__main__"})
