@@ -231,7 +231,7 @@ def test_low_rank_depthwise_is_exact_on_integers(backend: str) -> None:
     check()
 
 
-@settings(max_examples=examples("cuda") // 3)
+@settings(max_examples=examples("cuda", 3))
 @given(
     layer=layers(("float32", "float16", "bfloat16"), whole=False, backend="cuda"),
     low_rank=st.booleans(),

@@ -140,7 +140,7 @@ def cases(draw: Callable[..., Any], size: int, channels: int) -> Case:
 
 @pytest.mark.parametrize("backend", ["cpu", "cuda"])
 def test_exact_on_integers(backend: str) -> None:
-    @settings(max_examples=examples(backend) // (4 if backend == "cpu" else 12))
+    @settings(max_examples=examples(backend, 4 if backend == "cpu" else 12))
     @given(
         case=cases(**ROOM[backend]),
         dtype=st.sampled_from(("float32", "float32", *FLOATS)),
@@ -190,7 +190,7 @@ def test_exact_on_integers(backend: str) -> None:
 def test_pointwise_is_exact_on_integers(backend: str) -> None:
     most = 70 if backend == "cpu" else 9
 
-    @settings(max_examples=examples(backend) // 12)
+    @settings(max_examples=examples(backend, 12))
     @given(
         n=st.integers(1, 3),
         c=st.integers(1, most),
