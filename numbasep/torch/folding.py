@@ -49,7 +49,10 @@ def at_once(stages: list[Stage], eps: list[float]) -> tuple[Tensor, ...] | None:
     if learns(tuple(tensors)):
         if any(stage[4].requires_grad or stage[5].requires_grad for stage in stages):
             return None
-        found: tuple[Tensor, ...] = _Folded.apply(tuple(eps), *tensors)  # type: ignore[no-untyped-call]
+        # torch's apply has no types.
+        found: tuple[Tensor, ...] = _Folded.apply(  # type: ignore[no-untyped-call]
+            tuple(eps), *tensors
+        )
         return found
     return _fold(tensors, eps)
 
