@@ -382,7 +382,7 @@ def run_input_gradient(plan: DepthwisePlan, grad: Array, weight: Array, out: Arr
     for one in down:
         for two in across:
             part = fresh(plan.filters, one.axis.out, two.axis.out)
-            _correlate(plan, one, two, grad, weight, part, plan.compute)
+            _correlate(plan, one, two, grad, weight, part)
             rows = slice(one.first - top, None, one.step)
             columns = slice(two.first - left, None, two.step)
             if planar:
@@ -425,9 +425,8 @@ def _correlate(
     grad: Array,
     weight: Array,
     out: Array,
-    output: str,
 ) -> None:
-    """Write the gradient of one phase, for each filter."""
+    """Write the gradient of one phase, for each filter, in the compute dtype."""
     y, x = down.axis, across.axis
     # Of the gradient, what comes before all taps is left out.
     cut = max(y.origin, 0), max(x.origin, 0)
@@ -444,7 +443,7 @@ def _correlate(
     depthwise.run_depthwise(
         replace(
             plan, channels=plan.filters, multiplier=1, y=y, x=x, boundary=boundaries.FILL,
-            output=output,
+            output=plan.compute,
         ),
         grad, taps, np.zeros(plan.filters, plan.compute), out,
     )  # fmt: skip

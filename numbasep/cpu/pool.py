@@ -109,8 +109,8 @@ def _find(numbers: int, head: int) -> None:
 
 
 @compiled.njit("void(int64, int64)")
-def _found(numbers: int, head: int) -> None:
-    """As ``_find``."""
+def _find_now(numbers: int, head: int) -> None:
+    """``_find``, for Python: before threads get the numbers that do not come through ``_lead``."""
     _find(numbers, head)
 
 
@@ -352,7 +352,7 @@ def _run_among(
     size = -(-size // ALIGNMENT) * ALIGNMENT
     scratch, memory = _scratch(threads * size)
     whole = address(numbers)
-    _found(whole, head)
+    _find_now(whole, head)
     job = np.array(
         [function, whole + 8 * head, address(queued), scratch, size, team.number], np.int64
     )
@@ -395,7 +395,7 @@ def run(
             if worker.avoided != here:
                 worker.keep_off(here)
             if worker.box[STATE] == ASLEEP:
-                _found(whole, head)
+                _find_now(whole, head)
                 worker.wake((function, numbers, queued, total, scratch, head, owners))
         aligned, memory = _scratch(scratch)
         _lead(_BOXES, helpers, function, whole, head, address(queued), total, scratch, aligned)
